@@ -1,4 +1,7 @@
-"""Processes of a part: started in sessions of their own, found again by later commands, and all of them ended."""
+"""Processes of one part of the stack, such as PostgreSQL or a node of Ray.
+
+They are started in sessions of their own, found again by later commands, and all of them ended.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +25,10 @@ class _Stat(NamedTuple):
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+    # Fields after the name: 0 state, 1 parent, 3 session, 19 start in clock ticks since the machine started (proc(5)).
     return _Stat(int(fields[1]), int(fields[3]), int(fields[19]), fields[0] == "Z")
 
 
@@ -86,12 +90,12 @@ class Processes:
             left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
         self.kill(left)
 
-    def kill(self, also: set[int] = frozenset()) -> None:
+    def kill(self, also: Set[int] = frozenset()) -> None:
         """SIGKILL to all at once, as a crash would; what they have started meanwhile as well."""
         left = self.members() | also
         while left:
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, or of another user by now
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
             left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()

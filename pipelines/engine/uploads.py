@@ -1,4 +1,4 @@
-"""When a worker uploads unfinished work: at most once a minute while it works, and before its process ends."""
+"""Timing of uploads of unfinished work: at most once a minute while a worker works, and before its process ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def upload_unfinished() -> None:
 def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
     """While the block runs, :func:`upload_unfinished` uploads this work.
 
-    A trial runs in a thread of its worker process, so a signal that ends the process does not leave the block.
+    A trial runs in a thread of its worker process, so when a signal ends the process, the block is not left,
+    and the work is still registered.
     """
     _in_progress.update({unfinished} if unfinished is not None else ())
     try:
@@ -36,7 +37,7 @@ def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
 
 
 def uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:
-    """Wrap ``progress`` so that a new note starts an upload, which is skipped within a minute of the last.
+    """Wrap ``progress`` so that a new note starts an upload, at most one a minute.
 
     Synthesis has one note per block and does not time what happens between blocks, so that no upload counts as
     generation time.

@@ -26,7 +26,8 @@ from rd3.yaml_numbers import EXPONENTS
 
 T = TypeVar("T")
 Check = Callable[[Located, str, str, Catalog], T | None]
-"""A document, the name and text of its file, and a catalog, to what the document describes."""
+"""Called with a document, the name and text of its file, and a catalog; returns the grid or sweep, or None with the
+problems that it adds to the document."""
 
 __all__ = ["Chosen", "Grid", "GridErrors", "Part", "Problem", "load_grid", "parse_grid", "shipped_grids"]
 
@@ -88,16 +89,16 @@ def _as_text(source: Mapping[str, Any]) -> str:
 
 
 def _full(source: str) -> str | None:
-    """The grid of whose demonstration size ``source`` is the name; None if it is not one."""
+    """``NAME`` or ``FILE.yaml`` for ``NAME-small`` or ``FILE-small.yaml``, its demonstration size; None for others."""
     path = Path(source)
-    if source in file_names(_folder()) or _is_file(path) or not path.stem.endswith(SMALL):
+    if path.stem == SMALL or source in file_names(_folder()) or _is_file(path) or not path.stem.endswith(SMALL):
         return None
     full = str(path.with_name(path.stem.removesuffix(SMALL) + path.suffix))
     return full if full in file_names(_folder()) or _is_file(Path(full)) else None
 
 
 def grid_file(source: str) -> Path | None:
-    """The file at a path, or the one of whose demonstration size ``source`` is the path; None for a built-in grid."""
+    """The grid file at a path, also at ``FILE-small.yaml``; None for a built-in grid."""
     path = Path(_full(source) or source)
     return path if str(path) not in file_names(_folder()) and _is_file(path) else None
 

@@ -63,7 +63,11 @@ RANGE_SENTENCES = {
 
 
 class SpaceCheck:
-    """Checks ``space``; ``resolve({})`` is the protocol without it, ``size`` the images of the set, if known."""
+    """Checks ``space``.
+
+    ``resolve(values)`` is the protocol with these values, ``fixed`` what the file sets in ``protocol``, and ``size`` the
+    number of images of the set, if known.
+    """
 
     def __init__(self, check: PartCheck, resolve: Resolve, size: int | None, fixed: dict[str, Any]):
         self.check, self.document = check, check.document
@@ -90,12 +94,13 @@ class SpaceCheck:
 
     def _dimension(self, field: str, value: Any) -> Dimension | None:
         before = len(self.document.problems)
+        # Fields, settings of losses (`temperature`) and of steps of the augmentation (`flip.probability`).
         known = [name for name in protocol_names() if name != "test_epochs"]
         if field == "test_epochs":
             self._problem(
-                (field,), "This field does not affect the result, only when it is validated.", "use `validate_epochs`"
+                (field,), "This field decides only when a trial is validated, not its result.", "use `validate_epochs`"
             )
-        elif field in UnresolvedValues.model_fields:
+        elif field in UnresolvedValues.model_fields:  # image_steps, which become epochs by the size of the set
             self._problem((field,), "All trials of a sweep train on sets of one size.", "use `epochs`")
         elif field not in known:
             self._problem((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
@@ -177,7 +182,8 @@ class SpaceCheck:
     def _consistent(self, space: tuple[Dimension, ...]) -> None:
         """Report the first point that contradicts itself, by the values that do so: its trial could not run.
 
-        The ends of a range stand for all of it, as contradictions between numbers are comparisons of two.
+        The ends of a range stand for all of it: a contradiction between numbers is an inequality, which an end violates
+        if any value does.
         """
         moved = [one for one in space if one.field in _JOINT]
         for values in itertools.product(*(one.choices or (one.low, one.high) for one in moved)):
@@ -207,7 +213,7 @@ class SpaceCheck:
         return (self.base.loss.name if field == "loss" else self.base.value(field),)
 
     def _own_labels(self, space: tuple[Dimension, ...]) -> None:
-        """Check that labels are not those that sets come with, as methods generate none."""
+        """Report ``soft_labels: own``, as generated sets have no labels of their own."""
         if "own" in self._possible("soft_labels", space):
             moved = any(dimension.field == "soft_labels" for dimension in space)
             message = "The sets of a sweep have no soft labels of their own."
@@ -244,7 +250,7 @@ class SpaceCheck:
             ),
             "warmup_start": "" if any(self._possible("warmup_epochs", space)) else "no trial has a warm-up",
             "zeta": "the schedule is multistep" if set(self._possible("schedule", space)) == {"multistep"} else "",
-            "hybrid": "a single teacher provides the labels",
+            "hybrid": "a single teacher provides the labels",  # sweeps have no `label_teachers`
             "soft_labels": "" if "soft" in self._possible("labels", space) else "the labels are hard",
             **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored(space, "once", "stored")),
             **dict.fromkeys(("label_epochs", "label_reuse"), self._unstored(space, "stored")),
@@ -265,7 +271,11 @@ class SpaceCheck:
         return f"no trial has soft_labels {' or '.join(map(repr, regimes))}"
 
     def _without_effect(self, field: str, space: tuple[Dimension, ...]) -> str:
-        """Why a setting of an augmentation has no effect (no trial uses it); empty if it has."""
+        """Why a setting of an augmentation has no effect (no trial uses it); empty if it has.
+
+        Steps without effect, such as a patch shuffle with grid 1, are dropped, so a step may be used at some values
+        only.
+        """
         step = field.rpartition(".")[0]
         moved = [
             {one.field: value} for one in space if "." in one.field for value in one.choices or (one.low, one.high)
@@ -281,7 +291,7 @@ class SpaceCheck:
                 return "the temperature is 1"
             mixing = any(AUGMENTATIONS.get(step.name).mixes for step in self.base.augmentation)
             return "" if mixing or field != "hard_mix" else "no augmentation mixes images"
-        return f"loss {' and '.join(sorted(losses))} do{'es' * (len(losses) == 1)} not use it"
+        return f"loss {' and '.join(sorted(losses))} {'does' if len(losses) == 1 else 'do'} not use it"
 
     def _capped(self, dimension: Dimension) -> str:
         """Why all batch sizes are equivalent; reports a subset of equivalent sizes as a problem."""
@@ -291,7 +301,7 @@ class SpaceCheck:
         if min(dimension.choices or (dimension.low,)) >= self.size:
             return cap
         alike = [value for value in dimension.choices if value >= self.size]
-        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] > self.size):
+        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] - (dimension.step or 1) >= self.size):
             whole = f"{self.size} and above" if not alike else " and ".join(map(str, alike))
             self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", f"end at {self.size}")
         return ""

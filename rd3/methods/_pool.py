@@ -26,7 +26,8 @@ class PoolSettings(RecoverySettings):
     """Roles of the teachers, used in turn, one per iteration; empty uses the grid's teacher alone.  The recipe stores
     them as its teachers."""
     batch_size: int = Field(ge=1)
-    """Images optimised together, class by class; at most the whole set.  Layer statistics are of this batch."""
+    """Images optimised together, whose layer statistics are matched; at most the whole set.  Images are ordered by
+    class, so a batch may span classes."""
     matching_weight: float = Field(ge=0)
     """Weight of the statistics loss relative to the cross-entropy."""
     ema: float = Field(ge=0, lt=1)
@@ -65,6 +66,7 @@ class PoolMethod(Method):
         return settings.model_copy(update={"batch_size": min(settings.batch_size, ipc * info.num_classes)})
 
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
+        # `parts` is a setting of G-VBSM alone: parts of the set that hold some images of every class each.
         return by_class(recipe.ipc, info.num_classes, recipe.settings["batch_size"], recipe.settings.get("parts", 1))
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:

@@ -60,7 +60,11 @@ class ScoredCoreset(Method):
 
 
 def mean_hardness(hardness: np.ndarray) -> np.ndarray:
-    """(N,) float64 mean over epochs of (E, N); NaN is ignored, and an image of NaN alone counts as the hardest."""
+    """(N,) float64 mean over epochs of (E, N).
+
+    NaN marks an epoch that did not see the image, in its incomplete last batch, and is ignored; an image that no epoch
+    saw counts as the hardest.
+    """
     seen = ~np.isnan(hardness)
     total = np.where(seen, hardness, 0).sum(axis=0, dtype=np.float64)
     means = total / np.maximum(seen.sum(axis=0), 1)

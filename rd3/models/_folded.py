@@ -43,6 +43,8 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
     modules = dict(network.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]
     used = [id(modules[node.target]) for node in calls]
+    # Modules whose weights the network reads itself, beside calling them.
+    used += [id(modules.get(str(node.target).rpartition(".")[0])) for node in graph.nodes if node.op == "get_attr"]
     pairs: list[tuple[str, str]] = []
     for node in calls:
         before = node.args[0] if node.args else None

@@ -32,7 +32,8 @@ class Standing:
     status: str
     """``verified``: evaluated here; ``reported``: printed in the paper."""
     protocol: str
-    """With the fields that the grid changed, and that the images tested on are others than the test split."""
+    """Its name, then what differs from it: the setting of the grid's part, changed fields, and whether it was tested on
+    validation images."""
     labels: str
     student: str
     teacher: str
@@ -78,6 +79,7 @@ def standings(found: Mapping[str, Results]) -> list[Standing]:
 def _rows(score: Score, grid: str) -> Iterator[Standing]:
     """What was evaluated here, if it is finished, and what the paper prints."""
     cell: dict[str, Any] = {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
+    # Of the reasons why a score cannot be compared with the paper's, this one belongs to the protocol.
     tested = [VALIDATED] if VALIDATED in score.apart else []
     if score.top1 is not None:
         yield Standing(
@@ -92,6 +94,7 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
             grid=grid,
         )
     if score.paper is not None:
+        # {table: configuration}, if the grid names one, otherwise the paper's own protocol.
         [config] = score.printed.values() or [names()["protocol"]]
         yield Standing(
             **cell,

@@ -131,13 +131,14 @@ def test_each_key_is_checked(key, value, said):
         ("loss: [kl, klo]", "space.loss[1] (line 9): There is no loss 'klo'."),
         ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is used with hard labels only."),
         ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs at least two images, got 1."),
-        ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field does not affect the result"),
+        ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field decides only when a trial"),
         ("gamma: [0.1, 0.2]", "space.gamma (line 9): This field has no effect here: loss kl does not use it."),
         ("hard_mix: [weighted, base]", "space.hard_mix (line 9): This field has no effect here: loss kl does not"),
         ("batch_size: {low: 50, high: 90}", "space.batch_size (line 9): This field has no effect here: the set"),
         ("batch_size: [50, 100]", "space.batch_size (line 9): This field has no effect here: the set has"),
         ("batch_size: [10, 100, 50]", "space.batch_size (line 9): Batch sizes 100 and 50 are equivalent: the set has"),
         ("batch_size: {low: 10, high: 90}", "space.batch_size (line 9): Batch sizes 50 and above are equivalent"),
+        ("batch_size: {low: 30, high: 90, step: 20}", "space.batch_size (line 9): Batch sizes 50 and above are"),
         ("hybrid: [logits, balanced]", "space.hybrid (line 9): This field has no effect here: a single teacher"),
         ("soft_labels: [online, own]", "space.soft_labels (line 9): The sets of a sweep have no soft labels of"),
         ("resized_crop.antialias: [true, false]", "space.resized_crop.antialias (line 9): This field has no"),
@@ -208,6 +209,7 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
     parse_sweep(space("labels: [soft, hard]\n  hard_mix: [weighted, base]\n  temperature: [1, 2]"), "x")
     parse_sweep(space("batch_size: [10, 100]"), "x")
     parse_sweep(space("batch_size: {low: 10, high: 50, step: 10}"), "x")
+    parse_sweep(space("batch_size: {low: 40, high: 80, step: 40}"), "x")
     parse_sweep(space("resized_crop.min_area: [0.5, 1]\n  resized_crop.antialias: [true, false]"), "x")
     parse_sweep(space("temperature: {low: 1, high: 2}\n  scale_t2: [true, false]"), "x")
 

@@ -107,6 +107,8 @@ class Pieces(nn.Module):
             return self.norm(out) + self.conv(x + 1)
         if self.way == "norm twice":
             return self.norm(self.norm(out))
+        if self.way == "weight read":
+            return self.norm(out) * self.conv.weight.mean()
         if self.way == "activation between":
             return self.norm(out.relu())
         if self.way == "not traceable" and x.sum() > 0:
@@ -122,7 +124,8 @@ class Standardised(nn.Conv2d):
 
 
 @pytest.mark.parametrize(
-    "way", ["also seen by another", "convolution twice", "norm twice", "activation between", "not traceable"]
+    "way",
+    ["also seen by another", "convolution twice", "norm twice", "weight read", "activation between", "not traceable"],
 )
 def test_what_cannot_be_folded_is_left(way):
     network = _trained(Pieces(way))

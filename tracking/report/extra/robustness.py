@@ -19,8 +19,8 @@ NOTE = (
     "Of students whose weights were kept, on the same test images as the clean accuracy; mean ± standard deviation "
     "[95 % interval] (seeds). Corrupted: mean over corruptions and severities 1 to 5. ECE: expected calibration error "
     "in 15 bins. NLL: negative log-likelihood in nats. Brier: squared distance to the one-hot label, 0 to 2. The "
-    "temperature is fitted on validation images. These are training images, of which some may be in the set (random "
-    "images, coresets, crops), and none in sets that are optimised or sampled."
+    "temperature is fitted on validation images. They are training images: sets of real images (random, "
+    "coresets, crops) may contain some of them, optimised or sampled sets contain none."
 )
 
 
@@ -51,11 +51,12 @@ def corruptions(results: Results) -> Table | None:
 
 
 def _place(each: Measured, found: list[Measured]) -> list[Cell]:
+    """The cells that say which score a row is: dataset, IPC, method, and what else differs between the scores."""
     return [field_text(each.score, name) for name in fields_of(found)]
 
 
 def _corrupts(found: list[Measured]) -> bool:
-    """Whether corruptions were measured, or nothing is known yet."""
+    """Whether corruptions were measured, or no measurement is finished yet (``found`` has planned ones as well)."""
     return any(map(_corruptions, found)) or not any(each.by_set_seed for each in found)
 
 
