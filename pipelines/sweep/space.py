@@ -65,8 +65,8 @@ RANGE_SENTENCES = {
 class SpaceCheck:
     """Checks ``space``.
 
-    ``resolve(values)`` is the protocol with these values, ``fixed`` what the file sets in ``protocol``, and ``size`` the
-    number of images of the set, if known.
+    ``resolve(values)`` is the protocol with these values, ``fixed`` what the file sets in ``protocol``, and ``size``
+    the number of images of the set, if known.
     """
 
     def __init__(self, check: PartCheck, resolve: Resolve, size: int | None, fixed: dict[str, Any]):
