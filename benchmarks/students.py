@@ -100,7 +100,8 @@ class Students:
         for recipe in recipes:
             groups.setdefault(Views.of(recipe).key, []).append(recipe)
         self._views = [
-            LabelledViews(images, labels, [teacher], group[0], self.precision, cached) for group in groups.values()
+            LabelledViews(images, labels, [teacher], group[0], self.precision, cached=cached)
+            for group in groups.values()
         ]
         self._groups = [
             (

@@ -241,7 +241,7 @@ def _facts_and_tests(bench: Bench) -> int:
     bench.log.write(", ".join(f"{name} {_version(name)}" for name in PACKAGES.split()))
     if not bench.chosen.tests:
         return 0
-    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-x", "-rs", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "-p", "no:cacheprovider"]
     return bench.step("tests", [*words, *shlex.split(bench.chosen.tests)], bench.share_s(TESTS))
 
 

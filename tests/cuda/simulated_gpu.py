@@ -24,17 +24,8 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 _ON_TWO_DEVICES = {"copy_", "_foreach_copy_", "set_", "__set__", "swap_tensors"}
 """Functions that copy from one device to the other."""
 _WAITING = {
-    "item",
-    "tolist",
-    "cpu",
-    "nonzero",
-    "__bool__",
-    "__float__",
-    "__int__",
-    "__index__",
-    "masked_select",
-    "unique",
-}
+    "item", "tolist", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__", "masked_select", "unique",
+}  # fmt: skip
 """Functions that need a value, for which the CPU waits."""
 _RANDOM = {
     "bernoulli", "bernoulli_", "dropout", "exponential_", "multinomial", "normal", "normal_", "rand", "rand_like",
@@ -83,11 +74,13 @@ class _Simulation(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "__deepcopy__":
             return _deep_copy(*args)
+        if name == "pin_memory":
+            return args[0]
         found = _tensors((args, kwargs))
         on_gpu = any(isinstance(each, _OnGPU) for each in found)
         if on_gpu and name in ("numpy", "__array__"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
-        if on_gpu and name in _WAITING:
+        if on_gpu and (name in _WAITING or (name == "__getitem__" and _is_mask(args[1]))):
             self._wait()
         if name in ("to", "cuda", "cpu"):
             return _moved(func, name, args, kwargs)
@@ -167,6 +160,11 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> torch.Ten
     result = func(tensor.as_subclass(torch.Tensor), *rest, **kwargs)
     result = result.clone() if result.data_ptr() == tensor.data_ptr() else result
     return _on_gpu(result) if target.type == "cuda" else result
+
+
+def _is_mask(index: Any) -> bool:
+    """Whether an index selects by truth values, whose number decides the size of the result."""
+    return any(each.dtype == torch.bool for each in _tensors(index))
 
 
 def _check_devices(name: str, args: Any, found: list[torch.Tensor]) -> None:
@@ -295,6 +293,7 @@ def simulated_gpu() -> Iterator[None]:
     }
     cuda: dict[str, Callable[..., Any]] = {
         "get_device_name": lambda device=None: "simulated GPU",
+        "get_device_capability": lambda device=None: (9, 0),
         "is_bf16_supported": lambda including_emulation=True: True,
         "is_current_stream_capturing": lambda: _Stream.capturing,
         "reset_peak_memory_stats": lambda device=None: None,
