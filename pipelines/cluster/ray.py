@@ -165,9 +165,11 @@ def ray_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _own_token(folder: Path) -> Iterator[None]:
-    """A token for a cluster of this process if the user has set none and HOME, where Ray keeps one, is not writable."""
-    home = os.environ.get("HOME")
-    if any(name in os.environ for name in _TOKENS) or (home and os.access(home, os.W_OK)):
+    """A token for a cluster of this process, unless the user has set one.
+
+    Ray would keep one in HOME, in a file that every user of the machine can read.
+    """
+    if any(name in os.environ for name in _TOKENS):
         yield
         return
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of a compiled module

@@ -215,6 +215,9 @@ def _channels_first(
     if images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4):
         moved, notes = _channels_first(images.permute(0, 3, 1, 2), side, name, written, 3)
         return moved, [Note("images: channels moved from the last axis to the second"), *notes]
+    if images.ndim == 4 and shape[:2] == (side, side) and shape[2] in (1, 3) and shape[3] != 3:
+        moved, notes = _channels_first(images.permute(3, 2, 0, 1), side, name, written, 2)
+        return moved, [Note("images: height, width, channels, number of images, as in a .mat file"), *notes]
     if images.ndim == 4 and shape[1:] == (1, side, side):
         return images.expand(-1, 3, -1, -1), [Note("images: grey, repeated in three channels")]
     if images.ndim == 4 and shape[1] in (2, 4) and shape[2:] == (side, side):
@@ -233,7 +236,9 @@ def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
         )
     if len(shape) == 2 and shape[1] == 3 * side * side:
         return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
-    return "reshape or resize them"
+    if shape.count(side) >= 2 and 3 in shape:
+        return f"bring the axes into that order by {written}.permute(...); reshape would mix up the pixels"
+    return f"resize them to {side} pixels, three channels each"
 
 
 def _refuse_latents(images: torch.Tensor, side: int) -> None:

@@ -48,8 +48,8 @@ def serving(status: int, body: bytes, headers: Headers | None = None, certificat
         server.shutdown()
 
 
-def s3_error(code: str, extra: str = "") -> bytes:
-    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>of the test</Message>{extra}</Error>".encode()
+def s3_error(code: str, extra: str = "", message: str = "of the test") -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>".encode()
 
 
 def self_signed(folder: Path, address: str = "127.0.0.1", days: int = 1) -> Path:

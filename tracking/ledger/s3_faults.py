@@ -57,6 +57,12 @@ class Refusal:
         return cls(code=found[1], operation=found[2], message=found[3].strip())
 
     @property
+    def permission(self) -> str:
+        """The permission that the credentials lack, such as ``s3:ListBucket``, if the server names it."""
+        found = re.search(r"not authorized to perform: (s3:\w+)", self.message)
+        return found[1] if found else ""
+
+    @property
     def uploads(self) -> bool:
         return self.operation in _UPLOADS
 
@@ -136,9 +142,15 @@ ROWS = (
         when=lambda refusal: refusal.operation.startswith("DeleteObject"),
     ),
     Row(
+        "403 AccessDenied Forbidden",
+        "{endpoint} does not allow these credentials {permission} on {root} ({code}).",
+        "allow it to the key; what RD3 needs is in infra/s3/policy.json",
+        when=lambda refusal: bool(refusal.permission),
+    ),
+    Row(
         "403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized",
         "{endpoint} rejects the S3 credentials for {root} ({code}).",
-        f"check {_KEYS}, and the permissions of that key",
+        f"check {_KEYS}, and the permissions of that key (infra/s3/policy.json has those that RD3 needs)",
     ),
     Row(
         "AccountProblem AllAccessDisabled NotSignedUp UserSuspended",
@@ -251,6 +263,7 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
         code=refusal.code or refusal.message or "no reason given",
         region=f" ({refusal.region})" if refusal.region else "",
         operation=refusal.operation or "that",
+        permission=refusal.permission,
     )
 
 

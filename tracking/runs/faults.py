@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tracking.ledger.faults import Fault, Server, without_password
+import errno
+import fcntl
+import tempfile
+from pathlib import Path
+
+from tracking.ledger.faults import Fault, Server, fault_in, without_password
 
 SQLITE = {
     "is locked": Fault(
@@ -19,6 +24,11 @@ SQLITE = {
         "Cannot write the MLflow database {database}: file is not a database.",
         "move that file away, or set MLFLOW_TRACKING_URI",
     ),
+    "is malformed": Fault(
+        "The MLflow database {database} is damaged.",
+        "restore a copy of it, or move it away: results and reports are from the ledger and stay, MLflow then shows "
+        "runs from now on",
+    ),
     "unable to open database file": Fault(
         "The MLflow database {database} cannot be opened.", "make the file and its folder writable"
     ),
@@ -27,6 +37,10 @@ SQLITE = {
     ),
 }
 """Patterns in the texts of SQLite's errors."""
+_NO_LOCKS = Fault(
+    "The file system of {folder} has no file locks, which the MLflow database in it needs.",
+    "set RD3_HOME to a folder on another file system, or mount this one with locks (Lustre: `-o flock`)",
+)
 TEXTS = {
     **SQLITE,
     r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device": Fault(
@@ -68,6 +82,25 @@ STATUSES = {
     ),
 }
 """HTTP statuses with a cause of their own."""
+
+
+def sqlite_fault(error: Exception, database: Path) -> Fault:
+    """What is wrong with an SQLite database of MLflow."""
+    if "disk I/O error" in str(error) and not _can_lock(database.parent):
+        return _NO_LOCKS.about(folder=database.parent)
+    if fault := fault_in(str(error), SQLITE):
+        return fault.about(database=database)
+    return Fault(f"Cannot use the MLflow database {database}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI")
+
+
+def _can_lock(folder: Path) -> bool:
+    """Whether the file system has the locks of fcntl(2), as SQLite uses them."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+    return True
 
 
 def tracking_server(uri: str) -> Server:

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rd3.errors import TrackingError, TrackingUnavailable
-from tracking.ledger.faults import Fault, connection_fault, fault_in, proxy_fault, proxy_of, without_password
+from tracking.ledger.faults import Fault, connection_fault, proxy_fault, proxy_of, without_password
 from tracking.runs.database import check_sqlite_schema
-from tracking.runs.faults import SQLITE, STATUSES, tracking_server
+from tracking.runs.faults import STATUSES, sqlite_fault, tracking_server
 
 T = TypeVar("T")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -109,13 +109,7 @@ def sqlite(uri: str, seconds: float) -> None:
             database.execute("ROLLBACK")
             check_sqlite_schema(database, uri, path)
     except (sqlite3.Error, OSError) as error:
-        raise _sqlite_fault(error, path).error(TrackingError, TrackingUnavailable) from None
-
-
-def _sqlite_fault(error: sqlite3.Error | OSError, path: Path) -> Fault:
-    if fault := fault_in(str(error), SQLITE):
-        return fault.about(database=path)
-    return Fault(f"Cannot write the MLflow database {path}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI")
+        raise sqlite_fault(error, path).error(TrackingError, TrackingUnavailable) from None
 
 
 def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
@@ -197,6 +191,11 @@ def _server(uri: str, seconds: float) -> int:
         status = health_status
         if status == 200:
             version_status, version = _get(f"{uri}/version", seconds)
+            if health.strip() == "OK" and version_status == 404:
+                raise TrackingError(
+                    f"The MLflow server at {shown} is too old: it does not tell its version.",
+                    "install MLflow 3 there, and upgrade its database (`mlflow db upgrade`)",
+                )
             is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
             if health.strip() != "OK" or not is_version:
                 raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}")

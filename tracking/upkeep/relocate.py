@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rd3.errors import BadValue, RD3Error, TrackingError
+from rd3.errors import BadValue, RD3Error, TrackingError, TrackingUnavailable
 from rd3.store import write_atomically
 from tracking.ledger.addresses import is_local, name_below
 from tracking.ledger.faults import without_password
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import ObjectStore, is_direct, local_path, open_objects
 from tracking.place import Place
+from tracking.runs.faults import sqlite_fault
 from tracking.runs.reachable import sqlite_file
 from tracking.runs.runs import Tracker
 from tracking.store import EXPERIMENT
@@ -334,9 +335,7 @@ def _opened(database: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(database, timeout=_WAIT_S, isolation_level=None)) as connection:
             yield connection
     except sqlite3.Error as error:
-        raise TrackingError(
-            f"Cannot use the MLflow database {database}: {error}.", "close programs that use it, and try again"
-        ) from None
+        raise sqlite_fault(error, database).error(TrackingError, TrackingUnavailable) from None
 
 
 def _has_tables(connection: sqlite3.Connection) -> bool:

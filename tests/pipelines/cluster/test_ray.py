@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import local
-from pipelines.cluster.ray import _not_started, check_address, not_joined, ray_cluster
+from pipelines.cluster.ray import _not_started, _own_token, check_address, not_joined, ray_cluster
 from rd3.errors import RD3Error
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -130,3 +133,17 @@ def test_a_process_whose_ray_has_died_starts_no_other(monkeypatch: pytest.Monkey
     with pytest.raises(local.RayDied, match="its raylet has died") as caught, ray_cluster():
         pass
     assert "restart Python" in caught.value.fix
+
+
+def test_a_cluster_of_this_process_has_a_token_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not the one in HOME, which Ray creates readable for everybody."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with _own_token(tmp_path):
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert token.parent == tmp_path and len(token.read_text()) == 64
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's")
+    with _own_token(tmp_path):
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ

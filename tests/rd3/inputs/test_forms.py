@@ -97,6 +97,12 @@ def test_the_same_floats_in_any_form(images, tolerance):
     torch.testing.assert_close(found.images, UNIT, atol=tolerance, rtol=0)
 
 
+def test_arrays_of_a_mat_file_are_turned():
+    """Such as those of SVHN: height, width, channels, images."""
+    found, notes = taken(HWC.transpose(1, 2, 3, 0))
+    assert torch.equal(found.images, BYTES) and "as in a .mat file" in notes
+
+
 @pytest.mark.parametrize("axis", [1, 3])
 def test_grey_images_are_repeated_as_pil_does(axis):
     grey = HWC[..., 0]
@@ -135,6 +141,8 @@ def transparent():
 
 
 BAD = [
+    (BYTES.permute(2, 0, 3, 1), "into that order by"),
+    (BYTES[:, :, :16, :16], "resize them to 32 pixels, three channels each"),
     (BYTES[:, :2, :16], "images have shape (6, 2, 16, 32), toy needs (N, 3, 32, 32)"),
     (BYTES[:, :2], "images have two channels, and the last is not 255 everywhere"),
     (torch.randn(6, 4, 32, 32), "shape (6, 4, 32, 32) and negative values: they are latents"),

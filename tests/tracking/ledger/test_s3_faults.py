@@ -152,6 +152,15 @@ def test_deletes_that_are_denied_are_not_taken_for_wrong_keys(monkeypatch: pytes
     assert "s3:DeleteObject" in caught.value.fix and "object lock" in caught.value.fix
 
 
+def test_a_permission_that_the_server_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Amazon answers a request for a missing object if the key must not list the bucket."""
+    said = "User: arn:aws:iam::1:user/lab is not authorized to perform: s3:ListBucket on resource: arn:aws:s3:::bucket"
+    with serving(403, s3_error("AccessDenied", message=said)) as url:
+        refused = failure(monkeypatch, url)
+    assert "does not allow these credentials s3:ListBucket on s3://bucket/rd3 (AccessDenied)" in refused.message
+    assert "infra/s3/policy.json" in refused.fix
+
+
 def test_a_certificate_that_is_not_trusted_and_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     certificate = self_signed(tmp_path)
     with serving(403, s3_error("AccessDenied"), certificate=certificate) as url:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 import sqlite3
 import threading
@@ -14,7 +16,8 @@ import pytest
 from rd3.errors import TrackingError, TrackingUnavailable
 from tests.tracking.servers import self_signed, serving
 from tracking.place import Place
-from tracking.runs.reachable import LoginRejected, _sqlite_fault
+from tracking.runs.faults import sqlite_fault
+from tracking.runs.reachable import LoginRejected
 from tracking.runs.runs import Tracker
 
 ASK = "/api/2.0/mlflow/experiments/search"
@@ -106,6 +109,11 @@ def test_what_is_no_web_server_at_all() -> None:
         thread.join()
 
 
+def test_a_server_from_before_versions_were_told(serve) -> None:
+    with pytest.raises(TrackingError, match=r"The MLflow server at .* is too old.*Fix: install MLflow 3 there"):
+        check(serve({"/health": (200, "OK"), "/version": (404, "<title>404 Not Found</title>")}))
+
+
 @pytest.mark.parametrize("version", [(200, "3.17.2"), (401, "You are not authenticated")])
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_server_that_does_not_let_us_in(
@@ -124,12 +132,26 @@ def test_a_server_that_refuses_its_own_name(serve) -> None:
         check(serve({"/health": (403, said)}))
 
 
+def torn(path: Path) -> Path:
+    """A database of which the first page was written before a crash."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        for number in range(100):  # more than a page holds
+            database.execute(f"CREATE TABLE t{number} (a TEXT, b TEXT, c TEXT, d TEXT, e TEXT, f TEXT, g TEXT)")
+        database.commit()
+    raw = path.read_bytes()
+    path.write_bytes(raw[:4096] + bytes(len(raw) - 4096))
+    return path
+
+
 def test_databases_and_what_is_none(tmp_path: Path) -> None:
     check(f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "text.db").write_text("this is not a database, however long it may be" * 20)
     with pytest.raises(TrackingError, match=r"Cannot write the MLflow database .*text.db: file is not a database"):
         check(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(TrackingError, match=r"The MLflow database .*torn.db is damaged\. Fix: restore a copy"):
+        check(f"sqlite:///{torn(tmp_path / 'torn.db')}")
     with pytest.raises(TrackingError, match=r"Cannot create the MLflow database .*: (Not a directory|File exists)"):
         check(f"sqlite:///{tmp_path / 'text.db' / 'mlflow.db'}")
     with pytest.raises(
@@ -212,9 +234,20 @@ def test_a_proxy_that_answers_itself_is_named(no_proxies: None, serve, monkeypat
 
 
 def test_a_database_above_the_limit_of_file_sizes(tmp_path: Path) -> None:
-    fault = _sqlite_fault(sqlite3.OperationalError("disk I/O error"), tmp_path / "x.db")
+    fault = sqlite_fault(sqlite3.OperationalError("disk I/O error"), tmp_path / "x.db")
     assert not fault.waits
     assert "check the disk, its quota and the limit of file sizes" in fault.fix
+
+
+def test_a_database_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre mounted without -o flock: SQLite says that reading and writing failed."""
+
+    def unsupported(*_arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    fault = sqlite_fault(sqlite3.OperationalError("disk I/O error"), tmp_path / "x.db")
+    assert f"The file system of {tmp_path} has no file locks" in fault.message and "RD3_HOME" in fault.fix
 
 
 def test_airplay_at_the_port_of_mlflow(serve, monkeypatch: pytest.MonkeyPatch) -> None:
