@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""On a machine without network: tests that need CUDA, benchmarks, then recipes until the minutes end.
+"""On a machine without network: tests marked `cuda`, benchmarks, then recipes until the minutes end.
 
     python3 infra/kit/run.py --minutes 9 --out $OUT
 
@@ -234,15 +234,17 @@ def _collector(bench: Bench) -> Collector:
 
 
 def _facts_and_tests(bench: Bench) -> int:
-    """Log the facts of this machine, then run the tests that need CUDA; returns their exit code."""
+    """Log the facts of this machine, then run the tests marked `cuda`; returns their exit code."""
     bench.log.write(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
     if shutil.which("nvidia-smi"):
         bench.step("device", ["nvidia-smi"], 20.0)
     bench.log.write(", ".join(f"{name} {_version(name)}" for name in PACKAGES.split()))
     if not bench.chosen.tests:
         return 0
-    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "-p", "no:cacheprovider"]
-    return bench.step("tests", [*words, *shlex.split(bench.chosen.tests)], bench.share_s(TESTS))
+    seconds = bench.share_s(TESTS)
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"]
+    words += [f"--session-timeout={max(1.0, seconds - 5):.0f}"]  # in time for the reports of failures
+    return bench.step("tests", [*words, *shlex.split(bench.chosen.tests)], seconds)
 
 
 def _version(name: str) -> str:

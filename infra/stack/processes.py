@@ -92,11 +92,15 @@ class Processes:
 
     def kill(self, also: Set[int] = frozenset()) -> None:
         """SIGKILL to all at once, as a crash would; what they have started meanwhile as well."""
-        left = self.members() | also
+        left, foreign = self.members() | also, set[int]()
         while left:
             for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):  # ended, or of another user by now
-                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except PermissionError:  # it runs as another user
+                        foreign.add(pid)
             time.sleep(0.05)
-            left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
+            alive = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie}
+            left = (alive | self.members()) - foreign
         self.record.unlink(missing_ok=True)

@@ -81,6 +81,11 @@ def watched(work: Callable[[], T]) -> T:
     return result.result()
 
 
+def is_lost() -> bool:
+    """Whether a service of this process's Ray has died; Ray's threads still run then."""
+    return bool(_lost)
+
+
 def check_not_lost() -> None:
     """Raise :class:`RayDied` if the Ray of this process has died: no other one can be started in it."""
     if _lost:

@@ -132,6 +132,7 @@ def _sentence(text: str) -> str:
 
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_MODE = "RAY_AUTH_MODE"
 _LONGEST_ROOT = 27
 """Characters of a temporary folder with which the paths of Ray's sockets stay within the 107 that Linux allows."""
 _FREE_BYTES = 64 * 2**20
@@ -167,14 +168,15 @@ def ray_folder() -> Iterator[Path]:
 def _own_token(folder: Path) -> Iterator[None]:
     """A token for a cluster of this process, unless the user has set one.
 
-    Ray would keep one in HOME, in a file that every user of the machine can read.
+    Ray would keep one in HOME, in a file that every user of the machine can read.  Afterwards the process is as before,
+    and can join another cluster; a Ray that has died keeps its token, without which its threads abort the process.
     """
     if any(name in os.environ for name in _TOKENS):
         yield
         return
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # of a compiled module
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of a compiled module
 
-    path, loader = folder / "token", AuthenticationTokenLoader.instance()
+    path, loader, mode = folder / "token", AuthenticationTokenLoader.instance(), os.environ.get(_MODE)
     path.touch(mode=0o600)
     path.write_text(secrets.token_hex(32))
     os.environ[_TOKENS[-1]] = str(path)
@@ -182,8 +184,12 @@ def _own_token(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.environ.pop(_TOKENS[-1], None)
-        loader.reset_cache()
+        if not local.is_lost():
+            os.environ.pop(_TOKENS[-1], None)
+            if mode is None:  # which Ray has set then
+                os.environ.pop(_MODE, None)
+                Config.initialize("")  # reads the environment again
+            loader.reset_cache()
 
 
 def _private_folder(root: Path) -> Path:

@@ -303,7 +303,9 @@ class SpaceCheck:
         alike = [value for value in dimension.choices if value >= self.size]
         if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] - (dimension.step or 1) >= self.size):
             whole = f"{self.size} and above" if not alike else " and ".join(map(str, alike))
-            self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", f"end at {self.size}")
+            step, low = dimension.step or 1, dimension.low or 0
+            fix = "keep one of them" if alike else f"end at {low + math.ceil((self.size - low) / step) * step}"
+            self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", fix)
         return ""
 
     def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:

@@ -92,8 +92,9 @@ def _first_line(error: BaseException) -> str:
 def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Note]]:
     """(N, 3, side, side) images of any real type, and what was converted.
 
-    ``images``: (N, 3, H, W), (N, H, W, 3) or, in grey, (N, 1, H, W) or (N, H, W, 1) as a tensor or an array; a list of
-    such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises :class:`BadValue`.
+    ``images``: (N, 3, H, W), (N, H, W, 3) or, as in .mat files, (H, W, 3, N), all also with one channel, as a tensor or
+    an array; a list of such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises
+    :class:`BadValue`.
     """
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
         return _channels_first(tensor_of(images, "images"), side, name)
@@ -237,7 +238,9 @@ def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
     if len(shape) == 2 and shape[1] == 3 * side * side:
         return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
     if shape.count(side) >= 2 and 3 in shape:
-        return f"bring the axes into that order by {written}.permute(...); reshape would mix up the pixels"
+        return "bring the axes into that order (transpose in NumPy, permute in torch); reshape would mix up the pixels"
+    if len(shape) == 2 and shape[1] == side * side:
+        return f"call {written}.reshape(-1, 1, {side}, {side})"
     return f"resize them to {side} pixels, three channels each"
 
 

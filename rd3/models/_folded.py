@@ -13,8 +13,8 @@ def folded(network: nn.Module) -> nn.Module:
     The copy's outputs equal those of ``network.eval()`` up to rounding; it keeps its class and its module names, and
     folded norms become identities (timm's ``BatchNormAct2d``, its activation).  A norm is left unchanged if another
     module also uses the convolution's output, if it does not follow a convolution, as in pre-activation networks, if
-    either module is used twice or has hooks, and throughout a network that ``torch.fx`` cannot trace.  Not suitable for
-    code that reads BatchNorm statistics.
+    either module is used twice, has hooks or has a weight that the network reads itself, and throughout a network that
+    ``torch.fx`` cannot trace.  Not suitable for code that reads BatchNorm statistics.
     """
     own = copy.deepcopy(network).eval().requires_grad_(False)
     for conv_name, norm_name in _pairs(own):

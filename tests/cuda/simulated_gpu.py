@@ -2,8 +2,8 @@
 
 The numbers are real, so that whole trainings run.  As on a device, operands must be on one device, generators must be
 of the device on which they draw, NumPy reads no tensor that is not on the CPU, and a graph repeats operations but not
-the Python around them.  Not simulated: kernels with their rounding and speed, streams side by side, and autocast, which
-has no effect.  What torch does in C++ is checked by its arguments alone.
+the Python around them.  Not simulated: kernels with their rounding and speed, streams side by side, other threads, and
+autocast, which has no effect.  What torch does in C++ is checked by its arguments alone, and not every wait is seen.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 _ON_TWO_DEVICES = {"copy_", "_foreach_copy_", "set_", "__set__", "swap_tensors"}
 """Functions that copy from one device to the other."""
 _WAITING = {
-    "item", "tolist", "cpu", "nonzero", "__bool__", "__float__", "__int__", "__index__", "masked_select", "unique",
+    "item", "tolist", "cpu", "nonzero", "argwhere", "__bool__", "__float__", "__int__", "__index__", "masked_select",
+    "unique", "equal", "allclose", "is_nonzero",
 }  # fmt: skip
-"""Functions that need a value, for which the CPU waits."""
+"""Functions that need a value, for which the CPU waits; :func:`_moved` waits as well."""
 _RANDOM = {
     "bernoulli", "bernoulli_", "dropout", "exponential_", "multinomial", "normal", "normal_", "rand", "rand_like",
     "randint", "randint_like", "randn", "randn_like", "random_", "randperm", "uniform_",
@@ -83,14 +84,18 @@ class _Simulation(TorchFunctionMode):
         if on_gpu and (name in _WAITING or (name == "__getitem__" and _is_mask(args[1]))):
             self._wait()
         if name in ("to", "cuda", "cpu"):
-            return _moved(func, name, args, kwargs)
+            moved = _moved(func, name, args, kwargs)
+            if isinstance(moved, _OnGPU) != isinstance(args[0], _OnGPU) and not kwargs.get("non_blocking"):
+                self._wait()
+            return moved
         if on_gpu and name not in _ON_TWO_DEVICES:
             _check_devices(name, args, found)
         if name == "__getitem__":
             on_gpu = isinstance(args[0], _OnGPU)
         if kwargs.get("device") is not None:
-            on_gpu = torch.device(kwargs["device"]).type == "cuda"
-            kwargs["device"] = "cpu"
+            target = torch.device(kwargs["device"])
+            on_gpu = target.type == "cuda"
+            kwargs["device"] = CPU if on_gpu else target
         _check_generator(name, kwargs.get("generator"), on_gpu)
         if not on_gpu:
             return func(*args, **{**kwargs, "pin_memory": False} if "pin_memory" in kwargs else kwargs)
@@ -121,10 +126,8 @@ class _Simulation(TorchFunctionMode):
 def _attribute(func: Any, tensor: torch.Tensor, *rest: Any) -> Any:
     """``tensor.device``, ``tensor.grad`` and the like."""
     on_gpu, which = isinstance(tensor, _OnGPU), getattr(func.__self__, "__name__", "")
-    if which == "device":
-        return GPU if on_gpu else CPU
-    if which in ("is_cuda", "is_cpu"):
-        return on_gpu == (which == "is_cuda")
+    if on_gpu and which in ("device", "is_cuda", "is_cpu"):
+        return {"device": GPU, "is_cuda": True, "is_cpu": False}[which]
     value = func(tensor, *rest)
     return _on_gpu(value) if on_gpu and isinstance(value, torch.Tensor) else value
 
@@ -142,7 +145,7 @@ def _deep_copy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
 
 
 def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """``Tensor.to``, ``Tensor.cuda`` and ``Tensor.cpu``."""
+    """``Tensor.to``, ``Tensor.cuda`` and ``Tensor.cpu``; between CPU and device by a copy."""
     tensor, *rest = args
     source = GPU if isinstance(tensor, _OnGPU) else CPU
     target = {"cuda": GPU, "cpu": CPU}.get(name, source)
@@ -151,9 +154,11 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> torch.Ten
     elif rest and isinstance(rest[0], torch.Tensor):
         target = GPU if isinstance(rest[0], _OnGPU) else CPU
     elif rest and isinstance(rest[0], str | torch.device):
-        target, rest[0] = torch.device(rest[0]), CPU
+        target = torch.device(rest[0])
+        rest[0] = CPU if target.type == "cuda" else target
     elif kwargs.get("device") is not None:
-        target, kwargs["device"] = torch.device(kwargs["device"]), CPU
+        target = torch.device(kwargs["device"])
+        kwargs["device"] = CPU if target.type == "cuda" else target
     if target.type == source.type:
         result = func(tensor, *rest, **kwargs)
         return _on_gpu(result) if source == GPU and result is not tensor else result
@@ -168,11 +173,16 @@ def _is_mask(index: Any) -> bool:
 
 
 def _check_devices(name: str, args: Any, found: list[torch.Tensor]) -> None:
-    """Torch allows scalars from the CPU, CPU tensors as an index, and a scalar from the device as one."""
+    """Torch allows scalars from the CPU, CPU tensors as an index, and a scalar from the device as one.
+
+    Without tensors as indices, ``x[index] = value`` copies.
+    """
     elsewhere = [each for each in found if not isinstance(each, _OnGPU) and each.dim()]
     if name in ("__getitem__", "__setitem__"):
         indices = _tensors(args[1])
-        if isinstance(args[0], _OnGPU):
+        if name == "__setitem__" and not indices:
+            elsewhere = []
+        elif isinstance(args[0], _OnGPU):
             elsewhere = [each for each in elsewhere if not any(each is index for index in indices)]
         elif all(index.dim() == 0 or not isinstance(index, _OnGPU) for index in indices):
             elsewhere = []
@@ -235,12 +245,13 @@ class _Graph(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []
-        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._before: dict[tuple[Any, ...], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for tensor in _written(func, args, kwargs):
-            self._before.setdefault(tensor.data_ptr(), (tensor, tensor.detach().clone()))
+            place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            self._before.setdefault(place, (tensor, tensor.detach().clone()))
         result = func(*args, **kwargs)
         if all(place.alias_info is None or place.alias_info.is_write for place in func._schema.returns):  # not a view
             self._calls.append((func, args, kwargs, _tensors(result)))
@@ -248,7 +259,7 @@ class _Graph(TorchDispatchMode):
 
     @torch.no_grad()
     def undo(self) -> None:
-        for tensor, before in self._before.values():
+        for tensor, before in reversed(self._before.values()):
             tensor.copy_(before)
 
     @torch.no_grad()

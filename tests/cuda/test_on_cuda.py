@@ -39,7 +39,7 @@ def dropout():
     @register_network("dropout", summary="for a test", resolutions={32: ""})
     def small(num_classes: int, resolution: int) -> nn.Module:
         return nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(),
             nn.Dropout(), nn.Linear(8 * 16, num_classes),
         )  # fmt: skip
 

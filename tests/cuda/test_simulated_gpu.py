@@ -28,7 +28,7 @@ def test_operands_on_two_devices_are_refused():
     with pytest.raises(OtherDevice, match="getitem"):
         here[torch.tensor([0, 1], device="cuda")]
     with pytest.raises(OtherDevice, match="setitem"):
-        there[:] = here + 1
+        there[torch.tensor([0, 1], device="cuda")] = here[:2]
 
 
 def test_what_torch_allows_is_allowed():
@@ -36,8 +36,11 @@ def test_what_torch_allows_is_allowed():
     assert (there * torch.tensor(2.0)).device == torch.device("cuda", 0)
     assert there[torch.tensor([2, 0])].is_cuda
     assert here[torch.tensor(1, device="cuda")].device.type == "cpu"
-    there.copy_(here)
+    there[:] = here
     assert torch.equal(there.cpu(), here)
+    there.copy_(here + 1)
+    assert torch.equal(there.cpu(), here + 1)
+    assert torch.empty(3, device="meta").device.type == here.to("meta").device.type == "meta"
 
 
 def test_numpy_and_generators_are_of_one_device():
@@ -104,10 +107,11 @@ def test_a_graph_repeats_the_operations_and_not_the_python_around_them():
         assert torch.equal(one.cpu(), other.cpu())
 
 
-def test_nothing_waits_for_the_device_in_a_capture():
+@pytest.mark.parametrize("waiting", [torch.Tensor.tolist, torch.Tensor.cpu, lambda x: x[x > 0], lambda x: x.to("cpu")])
+def test_nothing_waits_for_the_device_in_a_capture(waiting):
     there = torch.rand(3, device="cuda")
     with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        float(there.sum())
+        waiting(there)
 
 
 def test_torch_is_as_before_afterwards():

@@ -144,13 +144,13 @@ ROWS = (
     Row(
         "403 AccessDenied Forbidden",
         "{endpoint} does not allow these credentials {permission} on {root} ({code}).",
-        "allow it to the key; what RD3 needs is in infra/s3/policy.json",
+        "grant that permission to the key; infra/s3/policy.json of the repository lists all that RD3 needs",
         when=lambda refusal: bool(refusal.permission),
     ),
     Row(
         "403 401 AccessDenied SignatureDoesNotMatch InvalidAccessKeyId Forbidden Unauthorized",
         "{endpoint} rejects the S3 credentials for {root} ({code}).",
-        f"check {_KEYS}, and the permissions of that key (infra/s3/policy.json has those that RD3 needs)",
+        f"check {_KEYS}, and the permissions of that key (RD3 needs those of infra/s3/policy.json in the repository)",
     ),
     Row(
         "AccountProblem AllAccessDisabled NotSignedUp UserSuspended",

@@ -179,7 +179,7 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     schema = _schema_fault(text, uri)
     if schema is not None:
         return schema
-    facts = {"where": where, "database": sqlite_path(uri) if uri.startswith("sqlite") else where}
+    facts = {"where": where, "database": where}
     if uri.startswith("sqlite") and fault_in(text, SQLITE):
         return sqlite_fault(error, sqlite_path(uri))
     if fault := fault_in(text, TEXTS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import re
 import tempfile
 from pathlib import Path
 
@@ -24,10 +25,10 @@ SQLITE = {
         "Cannot write the MLflow database {database}: file is not a database.",
         "move that file away, or set MLFLOW_TRACKING_URI",
     ),
-    "is malformed": Fault(
+    r"disk image is malformed|malformed database schema": Fault(
         "The MLflow database {database} is damaged.",
-        "restore a copy of it, or move it away: results and reports are from the ledger and stay, MLflow then shows "
-        "runs from now on",
+        "restore a backup, or move the file away: results and reports come from the ledger and are kept, but MLflow "
+        "will show new runs only",
     ),
     "unable to open database file": Fault(
         "The MLflow database {database} cannot be opened.", "make the file and its folder writable"
@@ -39,7 +40,8 @@ SQLITE = {
 """Patterns in the texts of SQLite's errors."""
 _NO_LOCKS = Fault(
     "The file system of {folder} has no file locks, which the MLflow database in it needs.",
-    "set RD3_HOME to a folder on another file system, or mount this one with locks (Lustre: `-o flock`)",
+    "set RD3_HOME, or MLFLOW_TRACKING_URI if it is set, to another file system, or mount this one with locks "
+    "(Lustre: `-o flock`)",
 )
 TEXTS = {
     **SQLITE,
@@ -86,11 +88,11 @@ STATUSES = {
 
 def sqlite_fault(error: Exception, database: Path) -> Fault:
     """What is wrong with an SQLite database of MLflow."""
-    if "disk I/O error" in str(error) and not _can_lock(database.parent):
+    if re.search("disk I/O error|is locked", str(error)) and not _can_lock(database.parent):
         return _NO_LOCKS.about(folder=database.parent)
     if fault := fault_in(str(error), SQLITE):
         return fault.about(database=database)
-    return Fault(f"Cannot use the MLflow database {database}: {error}.", "make it writable, or set MLFLOW_TRACKING_URI")
+    return Fault(f"Cannot use the MLflow database {database}: {error}.", "check that file, or set MLFLOW_TRACKING_URI")
 
 
 def _can_lock(folder: Path) -> bool:

@@ -193,8 +193,8 @@ def _server(uri: str, seconds: float) -> int:
             version_status, version = _get(f"{uri}/version", seconds)
             if health.strip() == "OK" and version_status == 404:
                 raise TrackingError(
-                    f"The MLflow server at {shown} is too old: it does not tell its version.",
-                    "install MLflow 3 there, and upgrade its database (`mlflow db upgrade`)",
+                    f"The server at {shown} does not report a version: it is an old MLflow, or another program.",
+                    "check the address, or install MLflow 3 there and run `mlflow db upgrade`",
                 )
             is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
             if health.strip() != "OK" or not is_version:

@@ -137,13 +137,20 @@ def test_a_process_whose_ray_has_died_starts_no_other(monkeypatch: pytest.Monkey
 
 def test_a_cluster_of_this_process_has_a_token_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Not the one in HOME, which Ray creates readable for everybody."""
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     with _own_token(tmp_path):
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does when it starts
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.parent == tmp_path and len(token.read_text()) == 64
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    assert not {"RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"} & set(os.environ)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the user's")
     with _own_token(tmp_path):
         assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setattr(local, "_lost", ["gcs_server"])
+    (tmp_path / "lost").mkdir()
+    with _own_token(tmp_path / "lost"):
+        pass
+    assert os.environ.pop("RAY_AUTH_TOKEN_PATH") == str(tmp_path / "lost" / "token")

@@ -141,7 +141,7 @@ def transparent():
 
 
 BAD = [
-    (BYTES.permute(2, 0, 3, 1), "into that order by"),
+    (BYTES.permute(2, 0, 3, 1), "into that order"),
     (BYTES[:, :, :16, :16], "resize them to 32 pixels, three channels each"),
     (BYTES[:, :2, :16], "images have shape (6, 2, 16, 32), toy needs (N, 3, 32, 32)"),
     (BYTES[:, :2], "images have two channels, and the last is not 255 everywhere"),

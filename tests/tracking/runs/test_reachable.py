@@ -110,7 +110,9 @@ def test_what_is_no_web_server_at_all() -> None:
 
 
 def test_a_server_from_before_versions_were_told(serve) -> None:
-    with pytest.raises(TrackingError, match=r"The MLflow server at .* is too old.*Fix: install MLflow 3 there"):
+    with pytest.raises(
+        TrackingError, match=r"The server at .* does not report a version.*install MLflow 3 there"
+    ):
         check(serve({"/health": (200, "OK"), "/version": (404, "<title>404 Not Found</title>")}))
 
 
@@ -150,7 +152,7 @@ def test_databases_and_what_is_none(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("this is not a database, however long it may be" * 20)
     with pytest.raises(TrackingError, match=r"Cannot write the MLflow database .*text.db: file is not a database"):
         check(f"sqlite:///{tmp_path / 'text.db'}")
-    with pytest.raises(TrackingError, match=r"The MLflow database .*torn.db is damaged\. Fix: restore a copy"):
+    with pytest.raises(TrackingError, match=r"The MLflow database .*torn.db is damaged\. Fix: restore a backup"):
         check(f"sqlite:///{torn(tmp_path / 'torn.db')}")
     with pytest.raises(TrackingError, match=r"Cannot create the MLflow database .*: (Not a directory|File exists)"):
         check(f"sqlite:///{tmp_path / 'text.db' / 'mlflow.db'}")

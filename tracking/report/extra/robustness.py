@@ -20,7 +20,7 @@ NOTE = (
     "[95 % interval] (seeds). Corrupted: mean over corruptions and severities 1 to 5. ECE: expected calibration error "
     "in 15 bins. NLL: negative log-likelihood in nats. Brier: squared distance to the one-hot label, 0 to 2. The "
     "temperature is fitted on validation images. They are training images: sets of real images (random, "
-    "coresets, crops) may contain some of them, optimised or sampled sets contain none."
+    "coresets, crops) may contain some of them; optimised or sampled sets contain none."
 )
 
 
