@@ -91,6 +91,7 @@ class Bench:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.work / "site")]),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
+            "RD3_SIMULATED_GPU": "0",
             "RD3_HOME": str(self.work / "home"),
             "RD3_DATA": str(self.kit / "data"),
             "HOME": home if home and os.access(home, os.W_OK) else str(self.work),
@@ -242,7 +243,7 @@ def _facts_and_tests(bench: Bench) -> int:
     if not bench.chosen.tests:
         return 0
     seconds = bench.share_s(TESTS)
-    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "-p", "no:cacheprovider"]
     words += [f"--session-timeout={max(1.0, seconds - 5):.0f}"]  # in time for the reports of failures
     return bench.step("tests", [*words, *shlex.split(bench.chosen.tests)], seconds)
 

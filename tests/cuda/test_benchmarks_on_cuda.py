@@ -40,6 +40,7 @@ def test_patch_scoring(bench):
 
 
 def test_sampling(bench):
+    pytest.importorskip("diffusers")
     size = sampling.Size("tiny", 32, {"width": 32, "depth": 1, "heads": 2, "patch": 8})
     assert sampling._row(bench, size, steps=2).batch == 2
 

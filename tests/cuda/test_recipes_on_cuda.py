@@ -11,7 +11,16 @@ from rd3.device import usable_device
 from rd3.methods import METHODS
 from rd3.planning import calibration
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Recipe, RobustnessRecipe, SetRecipe, TeacherRecipe, TeacherTraining
+from rd3.recipe import (
+    BackboneRecipe,
+    Data,
+    EvaluationRecipe,
+    Recipe,
+    RobustnessRecipe,
+    SetRecipe,
+    TeacherRecipe,
+    TeacherTraining,
+)
 from rd3.store import Entry, FolderStore
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipes, trial_set
@@ -25,6 +34,8 @@ TOY = ToyDataset(per_class=12)
 @pytest.mark.parametrize("method", list(METHODS))
 def test_a_method_and_its_parents(method, tmp_path):
     recipes = trial_recipes(method, TOY, 1)
+    if any(isinstance(recipe, BackboneRecipe) for recipe in recipes):
+        pytest.importorskip("diffusers")
     teachers = [toy_teacher(TOY, number).to(DEVICE) for number in range(len(recipes[-1].teachers))]
     trial_set(recipes, TOY, teachers, tmp_path, tmp_path / "set", device=DEVICE)
     assert SyntheticSet.open(tmp_path / "set").images.shape == (3, 3, 32, 32)

@@ -110,9 +110,7 @@ def test_what_is_no_web_server_at_all() -> None:
 
 
 def test_a_server_from_before_versions_were_told(serve) -> None:
-    with pytest.raises(
-        TrackingError, match=r"The server at .* does not report a version.*install MLflow 3 there"
-    ):
+    with pytest.raises(TrackingError, match=r"The server at .* does not report a version.*install MLflow 3 there"):
         check(serve({"/health": (200, "OK"), "/version": (404, "<title>404 Not Found</title>")}))
 
 
