@@ -87,7 +87,7 @@ class Processes:
         deadline = time.monotonic() + give_up_after_s
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
-            left = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
+            left = self._left_of(left)
         self.kill(left)
 
     def kill(self, also: Set[int] = frozenset()) -> None:
@@ -95,12 +95,16 @@ class Processes:
         left, foreign = self.members() | also, set[int]()
         while left:
             for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                    except PermissionError:  # it runs as another user
-                        foreign.add(pid)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # it has just ended
+                except PermissionError:
+                    foreign.add(pid)  # it runs as another user
             time.sleep(0.05)
-            alive = {pid for pid in left if (stat := _stat(pid)) is not None and not stat.zombie}
-            left = (alive | self.members()) - foreign
+            left = self._left_of(left) - foreign
         self.record.unlink(missing_ok=True)
+
+    def _left_of(self, pids: Set[int]) -> set[int]:
+        """Those that still run, and what belongs to the part by now."""
+        return {pid for pid in pids if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()

@@ -109,7 +109,7 @@ def test_what_is_no_web_server_at_all() -> None:
         thread.join()
 
 
-def test_a_server_from_before_versions_were_told(serve) -> None:
+def test_a_server_that_reports_no_version(serve) -> None:
     with pytest.raises(TrackingError, match=r"The server at .* does not report a version.*install MLflow 3 there"):
         check(serve({"/health": (200, "OK"), "/version": (404, "<title>404 Not Found</title>")}))
 
