@@ -25,7 +25,7 @@ from rd3.campaign.runner import Runner, Stopped, configure_torch
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
-from rd3.datasets import Roots, dataset_info
+from rd3.datasets import Roots, dataset_info, dataset_source
 from rd3.device import usable_device
 from rd3.errors import BadValue, DataMissing, RD3Error
 from rd3.evaluation.logits_folder import LogitsFolder
@@ -73,8 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", type=Path, required=True, help="folder with the parents; results are added to it")
     parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
-    parser.add_argument("--data", type=Path, help="folder with the datasets")
-    parser.add_argument("--home", type=Path, default=Path(".rd3"), help="folder for decoded data (default .rd3)")
+    data, home = os.environ.get("RD3_DATA") or None, os.environ.get("RD3_HOME") or ".rd3"
+    parser.add_argument("--data", type=Path, default=data, help="folder with the datasets (default $RD3_DATA)")
+    parser.add_argument(
+        "--home", type=Path, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
     parser.add_argument(
         "--workers", type=_count, default=1, help="number of processes; 0 or 1: this process only (default)"
@@ -162,6 +165,7 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
     if not queue.is_open() and not queue.named(("blocked",)):
         view.line("already in the store" if len(recipes) > 1 else f"{named(recipes[0])}: already in the store")
         return 0
+    _check_data([queue.recipes[key] for key in queue.named(("waiting",))], runner.roots)
     interrupts = _Interrupts(scheduler, raises=workers == 1)
     with interrupts:
         try:
@@ -175,6 +179,20 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
         scheduler.check_anything_fits()
     view.summary(queue)
     return exit_code(scheduler)
+
+
+def _check_data(recipes: Sequence[Recipe], roots: Roots) -> None:
+    """Raise :class:`RD3Error` if none of the datasets that the recipes need is there; with one, its recipes run."""
+    missing = []
+    for name, training_only in dict.fromkeys((recipe.data.name, recipe.training_only) for recipe in recipes):
+        try:
+            dataset_source(name, roots).stamp(roots, training_only)
+        except RD3Error as error:
+            missing.append(error)
+        else:
+            return
+    if missing:
+        raise missing[0]
 
 
 def _discard_logits(scheduler: Scheduler, runner: Runner) -> None:

@@ -98,6 +98,25 @@ def test_labels_of_an_evaluation_are_written_from_its_store(chain, tmp_path):
     assert written == sum(path.stat().st_size for path in files) == result["label_bytes"]
 
 
+def test_a_campaign_without_its_dataset_ends_before_it_begins(chain, tmp_path, monkeypatch, capsys):
+    folder, (teacher, made, _evaluation) = chain
+    absent = {"data": made.data.model_copy(update={"name": "cifar10"})}
+    for number, recipe in enumerate((teacher, made)):
+        (tmp_path / f"{number}.json").write_text(to_json(recipe.model_copy(update=absent)))
+    words = [str(tmp_path), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    monkeypatch.setenv("RD3_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
+    assert run.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("not found") == 1
+    assert f"{tmp_path}/data/cifar10" in said  # where RD3_DATA and RD3_HOME say, as with `rd3`
+    assert f"{tmp_path}/home/data/cifar10" in said
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "2.json").write_text(to_json(made))  # its dataset is there, so it runs, and the others fail
+    assert run.main(words) == 3
+    assert FolderStore(tmp_path / "store").find("set", made.key) is not None
+
+
 def test_other_data_than_the_recipes_is_refused(chain, capsys):
     folder, recipes = chain
     foreign = recipes[1].model_copy(update={"data": recipes[1].data.model_copy(update={"fingerprint": "0" * 32})})
