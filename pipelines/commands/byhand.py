@@ -9,6 +9,7 @@ import typer
 
 from pipelines.commands._show import console, parse_fields, show_reasons, show_table
 from pipelines.settings import writing_session
+from rd3.duration import duration
 from rd3.seeding import BIGGEST_SEED
 
 if TYPE_CHECKING:
@@ -121,14 +122,13 @@ def import_outcomes(
 
 def show_work(plan: Plan) -> None:
     """Print what is reused, what will run, and the expected time, before anything starts."""
-    from rd3.campaign.view import span
 
     for item in plan.items:
         if item.status in ("reuse", "run") and item.key is not None:
-            takes = f", about {span(item.cost_s)}" if item.status == "run" else ""
+            takes = f", about {duration(item.cost_s)}" if item.status == "run" else ""
             console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", soft_wrap=True)
     if plan.keys("run"):
-        estimate = f"about {span(plan.wall_s)} with {plan.slots} in parallel (rough estimate)"
+        estimate = f"about {duration(plan.wall_s)} with {plan.slots} in parallel (rough estimate)"
         console.print(f"{estimate}; starting Ray")
 
 

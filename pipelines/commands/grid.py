@@ -16,6 +16,7 @@ from pipelines.commands._show import console, ledger_line, show_reasons, show_ta
 from pipelines.commands.byhand import finish
 from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
 from pipelines.terminal import PlainConsole
+from rd3.duration import duration
 from rd3.errors import BadValue
 
 if TYPE_CHECKING:
@@ -147,15 +148,14 @@ def show_notes(expansion: Expansion) -> None:
 def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
     """Device-hours by kind, wall time, disk space and price of a plan, and the source of the estimates."""
     from pipelines.engine.progress import plural
-    from rd3.campaign.view import span
 
     kinds = ", ".join(f"{plural(kind)} {hours(part['process_s'])}" for kind, part in plan.by_kind().items())
     disk = sum(item.disk_bytes for item in plan.items)
     lines = [
         f"{plan.cells} cells; about {hours(plan.process_s)} device-hours ({kinds}), "
         f"probably {hours(plan.range_s[0])} to {hours(plan.range_s[1])}",
-        f"about {span(plan.wall_s)} with {plan.slots} devices, one recipe each (longest chain {span(plan.chain_s)}); "
-        f"{size(disk)} of disk space",
+        f"about {duration(plan.wall_s)} with {plan.slots} devices, one recipe each "
+        f"(longest chain {duration(plan.chain_s)}); {size(disk)} of disk space",
     ]
     if rate is not None:
         low, high = (rate * seconds / 3600 for seconds in plan.range_s)

@@ -14,7 +14,7 @@ from rich.text import Text
 from pipelines.engine.eta import Eta, Running
 from pipelines.grid.queue import STATES, RecipeQueue
 from pipelines.terminal import PlainConsole, printable
-from rd3.campaign.view import span
+from rd3.duration import duration
 from rd3.recipe import KINDS, Key
 
 SILENCE_S = 30.0
@@ -78,14 +78,14 @@ class View:
         return ", ".join(parts)
 
     def elapsed(self) -> str:
-        return span(time.monotonic() - self._began)
+        return duration(time.monotonic() - self._began)
 
     def left(self) -> str:
         now = time.monotonic()
         if now - self._left[0] > REFRESH_S:
             running = dict(self.running)  # a live view asks in its own thread, while the driver changes these
             self._left = now, self.eta.left_s(self.queue, running, now)
-        return span(self._left[1]) if self._left[1] else "unknown"
+        return duration(self._left[1]) if self._left[1] else "unknown"
 
 
 class LineView(View):
@@ -113,7 +113,7 @@ class LineView(View):
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.get(key)
-        took = f" in {span(time.monotonic() - item.since)}" if item else ""
+        took = f" in {duration(time.monotonic() - item.since)}" if item else ""
         super().ended(key, status, reason)
         what = f"{self.label(key)} {key[:8]}: {status}{took}"
         self._line(self._with_counts(f"{what}{': ' + reason if reason else ''}"))
@@ -155,7 +155,7 @@ class LiveView(View):
         parts: list[Table | Text] = [table]
         now = time.monotonic()
         for key, item in list(self.running.items()):
-            what, took = f"{self.label(key)} {key[:8]}", span(now - item.since)
+            what, took = f"{self.label(key)} {key[:8]}", duration(now - item.since)
             line = f"  {what:<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
             parts.append(Text(printable(line), no_wrap=True, overflow="ellipsis"))
         for problem in self._problems[-5:]:

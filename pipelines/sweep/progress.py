@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from pipelines.terminal import PlainColumn, PlainConsole, printable
-from rd3.campaign.view import span
+from rd3.duration import duration
 
 if TYPE_CHECKING:
     from pipelines.sweep.study import Tuning
@@ -35,7 +35,7 @@ class TrialView:
         parts += [f"{pruned} pruned"]
         if self.before < self.done < self.total:
             each = (time.monotonic() - self.began) / (self.done - self.before)
-            parts.append(f"{span(each * (self.total - self.done))} left")
+            parts.append(f"{duration(each * (self.total - self.done))} left")
         return ", ".join(parts)
 
     def one_more(self) -> None:
@@ -57,7 +57,7 @@ class TrialView:
         if self.bar is not None:
             self.bar.update(self.task, note=self.note())
             return
-        took = span(time.monotonic() - self.began)
+        took = duration(time.monotonic() - self.began)
         self.out.write(printable(f"{self.label}: {self.done}/{self.total} trials, {self.note()} | {took}") + "\n")
         self.out.flush()
 

@@ -15,8 +15,9 @@ from functools import partial
 from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
-from rd3.campaign.view import View, span
+from rd3.campaign.view import View
 from rd3.campaign.workers import WorkerDied, WorkerPool
+from rd3.duration import duration
 from rd3.errors import BadValue
 from rd3.evaluation.packing import SIZE as PACK_SIZE
 from rd3.evaluation.packing import Packing
@@ -171,7 +172,7 @@ class Scheduler:
         needed = self.estimates.seconds(least.key)
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
-            f"{span(needed)}.",
+            f"{duration(needed)}.",
             "raise --minutes",
         )
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rd3.campaign.queue import Queue
 from rd3.campaign.runner import Ended
+from rd3.duration import duration
 from rd3.recipe import Recipe
 
 SILENCE_S = 30.0
@@ -17,16 +18,6 @@ REDRAW_S = 0.5
 WIDTH = 118
 COLUMNS = ("there", "done", "failed", "blocked", "unfinished", "not started")
 _COLUMN_OF = {name: name for name in COLUMNS} | {"waiting": "not started", "again": "not started"}
-
-
-def span(seconds: float) -> str:
-    """``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def named(recipe: Recipe) -> str:
@@ -68,7 +59,7 @@ class View:
         if event.status == "done":
             points = event.figures.get("top1_pct")
             top1 = f", top-1 {points:.2f} %" if points is not None else ""
-            what = f"done in {span(event.spent_s)}{top1}"
+            what = f"done in {duration(event.spent_s)}{top1}"
         elif event.status == "unfinished":
             what = "unfinished; run the same command again to resume"
         else:
@@ -80,7 +71,7 @@ class View:
         counts = column_counts(queue)
         there = counts["there"] + counts["done"]
         bad = ", ".join(f"{counts[name]} {name}" for name in ("failed", "blocked") if counts[name])
-        left = f", about {span(left_s)} left" if left_s else ""
+        left = f", about {duration(left_s)} left" if left_s else ""
         return f"{there}/{len(queue.recipes)} done{', ' + bad if bad else ''}{left}"
 
     def summary(self, queue: Queue) -> None:

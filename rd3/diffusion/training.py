@@ -14,6 +14,7 @@ from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import autocast, repeatable_kernels, resolve_precision, usable_device
 from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
+from rd3.duration import duration
 from rd3.errors import BadValue, Diverged
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.seeding import generator
@@ -26,7 +27,7 @@ from rd3.teacher.checkpoint import (
     restore_averaged,
     write_tensors,
 )
-from rd3.teacher.training import Images, duration, within_epochs
+from rd3.teacher.training import Images, within_epochs
 
 Progress = Callable[[float, str], None]
 LOCAL = "trained by RD3: a small local model, not a published one"

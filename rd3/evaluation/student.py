@@ -15,6 +15,7 @@ from torch import nn
 
 from rd3.augment import to_unit
 from rd3.device import autocast, peak_mib, set_memory_format
+from rd3.duration import duration
 from rd3.errors import Diverged
 from rd3.evaluation.budget import image_steps, label_bytes
 from rd3.evaluation.cached_logits import CachedLogits
@@ -387,4 +388,4 @@ class _ProgressTracker:
         self.done += work
         fraction = self.done / self.work
         left_s = (time.perf_counter() - self.start) * (1 - fraction) / fraction
-        self.progress(fraction, f"{doing}, epoch {self.epoch}/{self.epochs}, {left_s:.0f} s left")
+        self.progress(fraction, f"{doing}, epoch {self.epoch}/{self.epochs}, {duration(left_s)} left")

@@ -16,6 +16,7 @@ from rd3.augment import horizontal_flip, pad_crop, resized_crop, to_unit
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset, Split
 from rd3.device import autocast, repeatable_kernels, resolve_precision, set_memory_format, usable_device
+from rd3.duration import duration
 from rd3.errors import BadValue, Diverged
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import CollectionSettings, SourceSplit, TeacherRecipe, TeacherTraining, TrainingDynamicsRecipe
@@ -274,9 +275,3 @@ def within_epochs(
             progress((finished + share) / epochs, note)
 
     return report
-
-
-def duration(seconds: float) -> str:
-    """Such as ``4m05s`` or ``1h20m``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"

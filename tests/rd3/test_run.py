@@ -99,7 +99,7 @@ def test_labels_of_an_evaluation_are_written_from_its_store(chain, tmp_path):
 
 
 def test_a_campaign_without_its_dataset_ends_before_it_begins(chain, tmp_path, monkeypatch, capsys):
-    folder, (teacher, made, _evaluation) = chain
+    _folder, (teacher, made, _evaluation) = chain
     absent = {"data": made.data.model_copy(update={"name": "cifar10"})}
     for number, recipe in enumerate((teacher, made)):
         (tmp_path / f"{number}.json").write_text(to_json(recipe.model_copy(update=absent)))

@@ -61,8 +61,9 @@ class MinimaxFineTuning(Derivation):
 
         from rd3.diffusion.families.dit import DiT
         from rd3.diffusion.minimax import FineTuning
+        from rd3.duration import duration
         from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
-        from rd3.teacher.training import duration, within_epochs
+        from rd3.teacher.training import within_epochs
 
         if not isinstance(backbone, DiT):
             raise BadValue(

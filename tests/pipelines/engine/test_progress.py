@@ -11,8 +11,9 @@ from rich.console import Console
 from small_recipes import Stub
 
 from pipelines.engine.eta import Eta, Running, eta_of, own_left_s
-from pipelines.engine.progress import LineView, LiveView, View, open_view, span
+from pipelines.engine.progress import LineView, LiveView, View, open_view
 from pipelines.grid.queue import Demand, RecipeQueue
+from rd3.duration import duration
 
 
 def queue_of(*keys: str) -> RecipeQueue:
@@ -24,7 +25,7 @@ def queue_of(*keys: str) -> RecipeQueue:
     ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (3599.6, "1 h 00 min")]
 )
 def test_spans(seconds: float, text: str):
-    assert span(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_a_derivation_writes_what_changed_and_no_more(dit: DiT, recipe: DerivedR
     after = dit.transformer.state_dict()
     for name, value in before.items():
         assert torch.equal(after[name], stored.get(name, value)), name
-    assert notes == [f"epoch 1/1, loss {result['final_loss']:.4f}, 0m00s left"]
+    assert notes == [f"epoch 1/1, loss {result['final_loss']:.4f}, 0 s left"]
     assert not dit.transformer.training and not any(value.requires_grad for value in dit.transformer.parameters())
 
 
