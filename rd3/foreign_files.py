@@ -197,10 +197,11 @@ def _zip_damage(path: Path, size: int) -> str | None:
 
 _CHECKSUM = "Bad CRC-32"
 _LZMA = getattr(zipfile, "lzma", None)  # Python may be built without it
-_UNREADABLE = (
+UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
     *([_LZMA.LZMAError] if _LZMA else []),
 )
+"""What Python's readers of archives raise for damaged ones, besides OSError."""
 
 
 def _of_content(error: OSError) -> str:
@@ -216,7 +217,7 @@ def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
         with archive.open(member) as stream:
             while stream.read(_CHUNK):
                 pass
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return _line(str(error)) or type(error).__name__
     except OSError as error:
         return _of_content(error)

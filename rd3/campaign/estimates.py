@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 from rd3.datasets import DatasetInfo
@@ -18,6 +19,24 @@ UNKNOWN = (RD3Error, LookupError, ValueError)
 """Raised by planning for recipes that cannot run here: unknown names, missing parents, settings of another version."""
 MIN_FRACTION = 0.05
 """Below this fraction, progress is not used to estimate the time left."""
+RESUMED = 0.25
+"""A recipe that reports progress after less than this fraction of the planned time resumes an earlier attempt."""
+
+
+@dataclass
+class Running:
+    """A recipe that is running; times are of one clock, in seconds."""
+
+    since: float
+    pack: int = 1
+    """Number of recipes run together, which share the time equally."""
+    fraction: float = 0.0
+    first: tuple[float, float] | None = None
+    """(time, fraction) of the first report; earlier progress may be of an earlier attempt."""
+
+    def report(self, now: float, fraction: float) -> None:
+        self.fraction = fraction
+        self.first = self.first or (now, fraction)
 
 
 class Estimates:
@@ -57,11 +76,19 @@ class Estimates:
 
         return self.rates.seconds(work(recipe, self._info_of(recipe.data.name), parent))
 
-    def learn(self, key: Key, spent_s: float) -> None:
-        """Record the measured seconds of a finished recipe."""
+    def learn(self, key: Key, spent_s: float, fraction: float = 1.0) -> None:
+        """Record the measured seconds in which a ``fraction`` of a recipe was finished."""
         kind = self.recipes[key].kind
         planned, spent = self._learnt.get(kind, (0.0, 0.0))
-        self._learnt[kind] = planned + self.planned(key), spent + spent_s
+        self._learnt[kind] = planned + fraction * self.planned(key), spent + spent_s
+
+    def begun(self, key: Key, item: Running) -> tuple[float, float]:
+        """(time, fraction) at which this attempt of a recipe began to add to the work of earlier attempts."""
+        if item.first is not None:
+            at, fraction = item.first
+            if at - item.since < RESUMED * fraction * self.planned(key):
+                return item.first
+        return item.since, 0.0
 
     def _factor(self, kind: str) -> float:
         """Measured / planned time: of this kind, else of all finished recipes, else 1."""
@@ -98,18 +125,19 @@ class Estimates:
                 later = recipe
         return later
 
-    def left_s(self, waiting: Iterable[Key], running: Mapping[Key, tuple[float, float, int]], workers: int) -> float:
+    def left_s(self, waiting: Iterable[Key], running: Mapping[Key, Running], now: float, workers: int) -> float:
         """Seconds until all recipes are finished.
 
-        ``running``: key to (its share of the seconds so far, finished fraction, number of recipes in its pack).  At
-        least the time that the longest single recipe or pack needs, as a pack keeps one worker.
+        At least the time that the longest single recipe or pack needs, as a pack keeps one worker.
         """
-        rests = [(self._rest(key, spent_s, fraction), pack) for key, (spent_s, fraction, pack) in running.items()]
+        rests = [(self._rest(key, item, now), item.pack) for key, item in running.items()]
         rests += [(self.seconds(key), 1) for key in waiting]
         longest_s = max((rest * pack for rest, pack in rests), default=0.0)
         return max(longest_s, math.fsum(rest for rest, _pack in rests) / max(1, workers))
 
-    def _rest(self, key: Key, spent_s: float, fraction: float) -> float:
-        if fraction >= MIN_FRACTION:
-            return spent_s * (1 - fraction) / fraction
-        return max(self.seconds(key) - spent_s, 0.0)
+    def _rest(self, key: Key, item: Running, now: float) -> float:
+        began, before = self.begun(key, item)
+        spent_s, gained = (now - began) / item.pack, item.fraction - before
+        if gained >= MIN_FRACTION:
+            return spent_s * (1 - item.fraction) / gained
+        return max(self.seconds(key) * (1 - before) - spent_s, 0.0)

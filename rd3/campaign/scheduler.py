@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-from rd3.campaign.estimates import Estimates
+from rd3.campaign.estimates import Estimates, Running
 from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.view import View
@@ -27,16 +26,6 @@ from rd3.recipe import Key, Recipe, to_json
 RESERVE_S = 10.0
 """Workers are asked to stop this many seconds before the time limit, or a tenth of the limit if that is less."""
 WAIT_S = 0.2
-
-
-@dataclass
-class Running:
-    """A recipe that is running."""
-
-    since: float
-    fraction: float = 0.0
-    pack: int = 1
-    """Number of recipes run together, which share the time equally."""
 
 
 @dataclass
@@ -126,7 +115,7 @@ class Scheduler:
     def handle(self, event: Event | WorkerDied, *, again: bool = True) -> None:
         """Handle an event of a recipe; with ``again``, a recipe whose process died may be retried once."""
         if isinstance(event, Progressed):
-            self.running[event.key].fraction = event.fraction
+            self.running[event.key].report(self.clock(), event.fraction)
             self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.status())
         elif isinstance(event, WorkerDied):
             for key in event.keys:
@@ -135,7 +124,7 @@ class Scheduler:
             self._ended(event, again)
 
     def _ended(self, event: Ended, again: bool) -> None:
-        self.running.pop(event.key)
+        item = self.running.pop(event.key)
         recipe, second = self.queue.recipes[event.key], self.queue.states[event.key].alone
         # ``broken``: its process died or has to be replaced; it is retried once, with nothing beside it
         if event.broken and again and not second and not self.must_stop():
@@ -143,7 +132,8 @@ class Scheduler:
             self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
         if event.status == "done" and event.pack == 1 and not event.logits_read:
-            self.estimates.learn(event.key, event.spent_s)
+            began, before = self.estimates.begun(event.key, item)
+            self.estimates.learn(event.key, self.clock() - began if before else event.spent_s, 1.0 - before)
         if event.mistake:
             self.mistakes.add(event.key)
         self.queue.end(event.key, event.status, event.reason)
@@ -154,9 +144,8 @@ class Scheduler:
         return self.view.status(self.queue, self._left_s())
 
     def _left_s(self) -> float:
-        now = self.clock()
-        running = {key: ((now - one.since) / one.pack, one.fraction, one.pack) for key, one in self.running.items()}
-        return self.estimates.left_s(self.queue.named(("waiting", "again")), running, self.view.workers)
+        waiting = self.queue.named(("waiting", "again"))
+        return self.estimates.left_s(waiting, self.running, self.clock(), self.view.workers)
 
     def abandon_running(self) -> None:
         """Mark all running recipes as unfinished."""
@@ -168,22 +157,38 @@ class Scheduler:
         waiting = list(self.queue.ready())
         if self.seconds is None or self.started or not waiting or self.interrupted:
             return
-        least = min(waiting, key=lambda recipe: self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key))
-        needed = self.estimates.seconds(least.key)
+        # A recipe whose finished parts are kept starts if one of them fits.
+        part_s = {
+            recipe.key: self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key) for recipe in waiting
+        }
+        least = min(waiting, key=lambda recipe: part_s[recipe.key])
+        parts = self.estimates.parts(least.key)
+        one_part = f", a {parts}th of it, which would be kept, {duration(part_s[least.key])}" if parts > 1 else ""
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
-            f"{duration(needed)}.",
+            f"{duration(self.estimates.seconds(least.key))}{one_part}.",
             "raise --minutes",
         )
 
 
 def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
-    """Run all in this process.  Packs that fail are retried one by one; recipes that fail alone are not retried."""
+    """Run all in this process.  Packs that fail are retried one by one; recipes that fail alone are not retried.
+
+    After a device error the others are left for another process, as every later call to the device would fail too.
+    """
+    device_failed = False
+
+    def hear(event: Event) -> None:
+        nonlocal device_failed
+        device_failed |= isinstance(event, Ended) and event.broken and event.status == "failed"
+        scheduler.handle(event, again=len(handed) > 1 and not device_failed)
+
     runner.prepare()
     while handed := scheduler.next():
-        together = len(handed) > 1
-        hear = partial(scheduler.handle, again=together)
         runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.cached_logits(handed))
+        if device_failed:
+            scheduler.view.line("the device failed, and with it this process; run again for what has not started")
+            return
 
 
 def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
@@ -193,7 +198,7 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
         while True:
             while pool.has_room() and (handed := scheduler.next()):
                 if scheduler.queue.states[handed[0].key].alone:
-                    pool.end_idle()
+                    pool.end_idle()  # they still hold memory
                 pool.submit(handed, scheduler.cached_logits(handed))
             if not scheduler.running:
                 return
@@ -203,6 +208,7 @@ def run_in_workers(pool: WorkerPool, scheduler: Scheduler) -> None:
             if scheduler.must_stop() and requested_at is None:
                 requested_at = scheduler.clock()
                 pool.request_stop()
+            # What has not stopped after half of the reserve is killed, which leaves the other half to end in.
             if requested_at is not None and scheduler.clock() >= requested_at + scheduler.reserve_s / 2:
                 return
     finally:

@@ -36,7 +36,7 @@ def largest_exact(kind: str) -> int | None:
         return None
     try:
         return round(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else torch.iinfo(dtype).max
-    except TypeError:  # types of parts of a byte, and of quantised numbers
+    except (TypeError, NotImplementedError):  # types of parts of a byte, and of quantised numbers
         return None
 
 
@@ -50,7 +50,8 @@ def _types(labels: Any) -> set[str]:
 
 def _type(value: Any) -> str:
     """The name of a type as torch has it, in lower case; "" for a plain number, text or an unknown object."""
+    # NumPy, torch and pandas have a dtype, pyarrow a type, columns of ``datasets`` features.
     of_column = getattr(getattr(value, "features", None), "dtype", None)
     kind = getattr(value, "dtype", None) or getattr(value, "type", None) or of_column
-    name = str(getattr(kind, "name", None) or kind or "").removeprefix("torch.").lower()
+    name = str(getattr(kind, "name", None) or kind or "").removeprefix("torch.").removesuffix("[pyarrow]").lower()
     return {"halffloat": "float16"}.get(name, name)  # pyarrow's

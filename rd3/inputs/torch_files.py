@@ -11,7 +11,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rd3.errors import DataCorrupt
-from rd3.foreign_files import require_whole
+from rd3.foreign_files import UNREADABLE, require_whole
 
 _CALLED = ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "breakpoint")
 """Builtins that only a hostile file names; it is refused, although nothing would be called."""
@@ -56,6 +56,7 @@ def _read(path: Path, wanted: str, fix: str) -> Any:
     with path.open("rb") as file:
         start = file.read(10)
     try:
+        # A safetensors file starts with the length of its header in eight bytes, then the header, which is JSON.
         found = _safetensors(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
     except Exception as error:  # a damaged or hostile file can make a reader raise anything
         raise DataCorrupt(f"{path} {_unreadable(path, error, wanted)}.", _unpacked(path) or fix) from None
@@ -88,7 +89,10 @@ class _Foreign:
 
 
 def _stub(name: str, like: type = object) -> type:
-    """An empty class in place of class ``name``; ``like`` a dict or list, its objects are plain ones of these."""
+    """An empty class in place of class ``name``.
+
+    With ``like``, a kind of dict or list, its objects are plain ones of these: torch fills no others from the file.
+    """
     members = {} if like is object else {"__new__": lambda _cls, *_arguments: like()}
     return type(name, (_Foreign,) if like is object else (), {"__module__": __name__, **members})
 
@@ -114,12 +118,15 @@ class _TooManyClasses(Exception):
 
 
 def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | None:
-    """The stub that torch's reader asks for, or a dict or list in place of one that is filled as such."""
+    """The stub that torch's reader asks for, or a dict or list in place of one that is filled as such.
+
+    ``error``: its message, e.g. "Can only SETITEMS for dict, collections.OrderedDict, ..., but got <class 'Config'>".
+    """
     wanted = re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error)
     if wanted is not None:
         name = wanted[1] if "." in wanted[1] else f"builtins.{wanted[1]}"
         return None if name in stubs or name.removeprefix("builtins.") in _CALLED else {name: _stub(name)}
-    like = {"setitem": dict, "append": list, "extend": list}
+    like = {"setitem": OrderedDict, "append": list, "extend": list}  # an OrderedDict may have attributes too
     kind = next((kind for word, kind in like.items() if f"only {word}" in error.lower()), None)
     filled = next((name for name, stub in stubs.items() if f"{stub!r}" in error and issubclass(stub, _Foreign)), None)
     return {filled: _stub(filled, kind)} if filled and kind else None
@@ -183,10 +190,11 @@ def _packed(path: Path) -> tuple[str, list[str]] | None:
             members = [member.name for member, _place in zip(packed, range(3), strict=False)]
         # The first format of torch.save, which torch still reads, was a tar archive with these members.
         return None if {"sys_info", "pickle"} & set(members) else ("tar", members)
-    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error):
+    except (tarfile.TarError, OSError, *UNREADABLE):
         pass
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, *UNREADABLE):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     return None if any(name.endswith("data.pkl") for name in names) else ("ZIP", names[:3])

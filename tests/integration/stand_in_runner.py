@@ -15,7 +15,8 @@ from rd3.recipe import from_json
 
 @dataclass(frozen=True)
 class StandIn:
-    """``behaviours``: key to ``dies``, ``dies once``, ``oom once``, ``fails``, ``waits``, ``deaf``; else done at once.
+    """``behaviours``: key to ``dies``, ``dies once``, ``oom once``, ``fails``, ``device fails``, ``waits`` or ``deaf``;
+    else done at once.
 
     Notes process and time of every begin and end in ``folder``, a file a recipe.
     """
@@ -48,6 +49,8 @@ class StandIn:
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "oom once" and first:
             return Ended(key, "oom", "no memory", broken=True)
+        if behaviour == "device fails":
+            return Ended(key, "failed", "CUDA error: device-side assert triggered", broken=True)
         if behaviour == "fails":
             return Ended(key, "failed", "it was told to")
         while behaviour == "waits" and not should_stop():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rd3.errors import TrackingError
 from tracking.ledger.faults import Fault, without_password
+from tracking.runs.faults import sqlite_fault
 
 _NEWER = Fault(
     "{database} was used with a newer MLflow than the installed {installed} (schema {found}).",
@@ -123,53 +124,53 @@ def revisions() -> tuple[frozenset[str], str]:
     return frozenset(known), latest[0] if latest else ""
 
 
-def schema_fault(uri: str, found: str | None, path: Path | None = None) -> Fault:
+def schema_fault(uri: str, found: str | None, path: Path | None = None, runs: int = 0) -> Fault:
     """The fault of a database whose schema revision is ``found`` (None: none is recorded), not the latest.
 
-    ``path``: the file of an SQLite database.
+    ``path``: the file of an SQLite database, ``runs``: how many it has.
     """
     shown = without_password(uri) if path is None else path
     about = {"database": f"The MLflow database {shown}", "installed": version("mlflow"), "found": found}
     if found is not None and found not in revisions()[0]:
         return _NEWER.about(**about)
-    if path is not None:
-        runs = _count_runs(path)
-        if found is None or not _has_all_tables(path):
-            incomplete = _DAMAGED if runs else _HALF_MADE
-            return incomplete.about(**about, runs=runs, path=shlex.quote(str(path)))
+    if path is not None and (found is None or not _has_all_tables(path)):
+        incomplete = _DAMAGED if runs else _HALF_MADE
+        return incomplete.about(**about, runs=runs, path=shlex.quote(str(path)))
     return _OLDER.about(**about, uri=shlex.quote(uri))
 
 
 def check_sqlite_schema(database: sqlite3.Connection, uri: str, path: Path) -> None:
-    """Raise :class:`TrackingError` for a schema of another version; what MLflow itself completes is accepted."""
-    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    found = _revision(database) if "alembic_version" in tables else None
-    known, latest = revisions()
+    """Raise :class:`TrackingError` for a schema of another version.
+
+    An older one that lacks tables is accepted: MLflow then migrates it by itself, and refuses one that has them all.
+    """
+    (found, runs), (known, latest) = _revision_and_runs(database), revisions()
     if found is None or found == latest or not known:
         return
     if found not in known or _has_all_tables(path):
-        raise schema_fault(uri, found, path).error(TrackingError, TrackingError)
+        raise schema_fault(uri, found, path, runs).error(TrackingError, TrackingError)
 
 
 def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
     """The fault of a database that MLflow cannot use; None if its schema is as it should be."""
-    found = None
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as database:
-        found = _revision(database)
+    try:
+        with contextlib.closing(_open(path)) as database:
+            found, runs = _revision_and_runs(database)
+    except sqlite3.Error as error:  # locked or damaged, so what it has is unknown
+        return sqlite_fault(error, path)
     if found == revisions()[1] and _has_all_tables(path):
         return None
-    return schema_fault(uri, found, path)
+    return schema_fault(uri, found, path, runs)
 
 
-def _revision(database: sqlite3.Connection) -> str | None:
-    row = database.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
-
-
-def _count_runs(path: Path) -> int:
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(_open(path)) as database:
-        return int(database.execute("SELECT count(*) FROM runs").fetchone()[0])
-    return 0
+def _revision_and_runs(database: sqlite3.Connection) -> tuple[str | None, int]:
+    """The recorded schema revision, if there is one, and the number of runs."""
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    row = None
+    if "alembic_version" in tables:
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    runs = int(database.execute("SELECT count(*) FROM runs").fetchone()[0]) if "runs" in tables else 0
+    return None if row is None else str(row[0]), runs
 
 
 def _has_all_tables(path: Path) -> bool:

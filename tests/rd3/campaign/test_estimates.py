@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_recipes import COMMON, PLAIN, a_set, teacher
 
-from rd3.campaign.estimates import SLACK, Estimates
+from rd3.campaign.estimates import SLACK, Estimates, Running
 from rd3.datasets import Roots, dataset_info
 from rd3.planning.cost import CPU_THREAD
 from rd3.planning.forecast import work
@@ -77,19 +77,24 @@ def test_the_time_left_is_never_less_than_the_longest_recipe_needs(tmp_path):
     found = estimates(recipes, tmp_path)
     each = found.seconds(recipes[0].key)
     keys = [recipe.key for recipe in recipes]
-    assert found.left_s(keys, {}, 1) == pytest.approx(4 * each)
-    assert found.left_s(keys, {}, 16) == pytest.approx(each)
+    assert found.left_s(keys, {}, 0.0, 1) == pytest.approx(4 * each)
+    assert found.left_s(keys, {}, 0.0, 16) == pytest.approx(each)
     # One is at a fifth after 100 s: it alone needs 400 s more, whatever the plan said.
-    assert found.left_s(keys[1:2], {keys[0]: (100.0, 0.2, 1)}, 16) == pytest.approx(400.0)
-    assert found.left_s([], {keys[0]: (1.0, 0.0, 1)}, 1) == pytest.approx(each - 1.0)
-    assert found.left_s([], {}, 2) == 0.0
+    assert found.left_s(keys[1:2], {keys[0]: Running(0.0, fraction=0.2)}, 100.0, 16) == pytest.approx(400.0)
+    assert found.left_s([], {keys[0]: Running(0.0)}, 1.0, 1) == pytest.approx(each - 1.0)
+    assert found.left_s([], {}, 0.0, 2) == 0.0
+    # One that resumed at eight tenths has gained a tenth in 100 s: the last tenth needs as much.
+    item = Running(0.0, first=(0.001, 0.8), fraction=0.9)
+    assert found.left_s([], {keys[0]: item}, 100.001, 1) == pytest.approx(100.0)
 
 
 def test_a_pack_keeps_one_worker_to_its_end(tmp_path):
     recipes = [teacher(seed) for seed in range(4)]
     found = estimates(recipes, tmp_path)
-    half = {recipe.key: (25.0, 0.5, 4) for recipe in recipes}  # after 100 s four together are halfway
-    assert [found.left_s([], half, workers) for workers in (1, 2, 8)] == pytest.approx([100.0] * 3)
+    half = {
+        recipe.key: Running(0.0, pack=4, fraction=0.5) for recipe in recipes
+    }  # after 100 s four together are halfway
+    assert [found.left_s([], half, 100.0, workers) for workers in (1, 2, 8)] == pytest.approx([100.0] * 3)
 
 
 def test_a_recipe_that_nobody_can_estimate_is_no_obstacle(tmp_path):

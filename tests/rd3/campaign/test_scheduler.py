@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from stand_in_runner import StandIn
 
 from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import Queue
+from rd3.campaign.runner import Ended, Progressed
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View
 from rd3.campaign.workers import WorkerPool
@@ -138,8 +140,9 @@ def test_nothing_is_started_that_hardly_fits_and_too_little_time_is_said(tmp_pat
     assert states(scheduler) == ["waiting"]
     with pytest.raises(
         BadValue, match=r"--minutes 0.000333333 is too short to run anything: teacher resnet18_w16 digits"
-    ):
+    ) as caught:
         scheduler.check_anything_fits()
+    assert re.search(r"takes about \d+ h \d+ min, a 100000th of it, which would be kept, 3 s", caught.value.message)
 
 
 def test_in_one_process_the_same_course_is_run_without_a_second_attempt(tmp_path):
@@ -152,6 +155,32 @@ def test_in_one_process_the_same_course_is_run_without_a_second_attempt(tmp_path
     said = scheduler.view.out.getvalue()
     assert "failed: it was told to | 0/4 done, 1 failed, 1 blocked" in said
     assert f"blocked (1): its set random digits ipc1 ({fails.key[:12]}) failed: it was told to" in said
+
+
+def test_after_a_device_error_a_single_process_starts_nothing_more(tmp_path):
+    """Every later call to the device would fail in the same process."""
+    first, fails, later = (a_set(seed) for seed in range(3))
+    scheduler = scheduler_of([first, fails, later], tmp_path)
+    run_in_process(scheduler, StandIn(tmp_path, {fails.key: "device fails"}))
+    assert states(scheduler) == ["done", "failed", "waiting"]
+    assert "run again for what has not started" in scheduler.view.out.getvalue()
+    again = scheduler_of([fails, later], tmp_path)
+    run_in_workers(WorkerPool(1, StandIn(tmp_path, {fails.key: "device fails"})), again)  # each error costs a process
+    assert states(again) == ["failed", "done"]
+
+
+def test_a_resumed_recipe_says_nothing_about_the_work_of_its_earlier_attempt(tmp_path):
+    resumed, other = teacher(0, epochs=100), teacher(1, epochs=100)
+    clock = Clock()
+    scheduler = scheduler_of([resumed, other], tmp_path, clock=clock)
+    planned = scheduler.estimates.planned(resumed.key)
+    assert scheduler.next() == [resumed]
+    began = clock.now
+    clock.now += 0.001 * planned
+    scheduler.handle(Progressed(resumed.key, 0.9, ""))
+    clock.now += 0.2 * planned  # a tenth of the work takes a fifth of the planned time: half as fast as planned
+    scheduler.handle(Ended(resumed.key, "done", "", clock.now - began))
+    assert scheduler.estimates.seconds(other.key) == pytest.approx(2 * planned)
 
 
 def test_workers_leave_when_their_campaign_is_killed(tmp_path):

@@ -88,6 +88,7 @@ def forms(labels):
         plain = labels.numpy()
         yield from (plain, plain.astype(plain.dtype.newbyteorder(">")), list(plain), pa.array(plain))
         yield pd.Series(plain)
+        yield pd.Series(plain).convert_dtypes(dtype_backend="pyarrow").astype(pd.ArrowDtype(pa.array(plain).type))
 
 
 @pytest.mark.parametrize("name", BITS)

@@ -11,6 +11,7 @@ import lzma
 import os
 import pickle
 import shutil
+import struct
 import sys
 import tarfile
 import types
@@ -47,6 +48,11 @@ def below(prefix: str, state: dict[str, Any] = GOOD) -> dict[str, Any]:
 class Config(dict):
     """A dictionary of a class that the reader does not know."""
 
+    def freeze(self) -> Config:
+        """Gets an attribute, as configuration classes have them."""
+        self.frozen = True
+        return self
+
 
 class Settings:
     def __init__(self) -> None:
@@ -73,6 +79,7 @@ UNDERSTOOD = {
     "numpy": {"state_dict": GOOD, "best": np.float64(93.1), "curve": np.zeros(3)},
     "objects": {"sd": GOOD, "when": datetime.date(2020, 1, 1), "at": Path("x"), "o": Settings(), "c": Config(a=1)},
     "dictionary of a class": {"sd": Config(GOOD), "d": collections.defaultdict(list, a=[1])},
+    "dictionary with attributes": {"state_dict": GOOD, "args": Config(lr=0.1).freeze()},
     "averaged": {"model_ema": {"n_averaged": torch.tensor(3), **below("module.")}},
     "lightning": {"state_dict": {**below("model."), "criterion.weight": torch.rand(2)}},
     "normaliser": {"0.mean": torch.rand(1, 3, 1, 1), "0.std": torch.rand(1, 3, 1, 1), **below("1.")},
@@ -202,6 +209,19 @@ def test_archives_of_other_files_are_named_and_their_fix_works(mode, kind, tmp_p
     assert caught.value.fix == "unpack it and import a file in it"
     shutil.unpack_archive(packed, tmp_path, {"w": "tar", "w:gz": "gztar"}.get(mode, "zip"))
     assert torch.equal(found(tmp_path / "run/best.pth").tensors["fc.weight"], GOOD["fc.weight"])
+
+
+def test_damaged_archives_are_one_sentence_too(tmp_path):
+    with tarfile.open(tmp_path / "cut.tar.xz", "w:xz") as archive:
+        (tmp_path / "noise").write_bytes(os.urandom(100_000))
+        archive.add(tmp_path / "noise", "noise")
+    content = bytearray((tmp_path / "cut.tar.xz").read_bytes())
+    content[40:60] = bytes(20)
+    (tmp_path / "cut.tar.xz").write_bytes(content)
+    _refused(tmp_path / "cut.tar.xz", "is compressed with xz, not a state dict")
+    end = b"PK\5\6" + bytes(8) + struct.pack("<II", 46, 4) + bytes(2)  # the end of a ZIP file, after no directory
+    (tmp_path / "odd.pth").write_bytes(b"something" * 20 + end)
+    _refused(tmp_path / "odd.pth", "is damaged|cannot be read as a state dict")
 
 
 def test_a_file_by_torch_is_read_under_the_name_of_an_archive(tmp_path):

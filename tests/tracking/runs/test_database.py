@@ -260,6 +260,22 @@ def test_runs_are_never_deleted_by_a_fix(copy: Path) -> None:
     assert "has 1 runs but no complete schema" in error.message and "rm " not in error.fix
 
 
+def test_a_database_that_cannot_be_read_is_never_deleted_by_a_fix(copy: Path) -> None:
+    """Whoever asks while an upgrade holds the lock, or for a damaged file, does not learn that there are no runs."""
+    holder = sqlite3.connect(copy, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        locked = database.sqlite_schema_fault(f"sqlite:///{copy}", copy)
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    copy.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 64)
+    damaged = database.sqlite_schema_fault(f"sqlite:///{copy}", copy)
+    for fault, cause in ((locked, "locked"), (damaged, str(copy))):
+        assert fault is not None
+        assert cause in fault.message and "no runs" not in fault.message and "rm " not in fault.fix
+
+
 def test_a_lock_that_is_held(copy: Path) -> None:
     holder = sqlite3.connect(copy, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
