@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -399,7 +399,7 @@ def show(rows: list[Row]) -> None:
     sys.stdout.write(csv_text([list(rows[0]), *(list(row.values()) for row in rows)]))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("case", choices=("simulate", "orders", "workers", "one"))
     parser.add_argument("--devices", type=int, action="append")
@@ -410,14 +410,20 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--recipes", type=int, default=1600)
     parser.add_argument("--sleep", type=float, default=0.05)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.case == "workers":
         show(worker_rows(chosen.workers, chosen.recipes, chosen.sleep))
     elif chosen.case == "orders":
         show(order_rows(chosen.devices or [8, 16, 64], chosen.shares or [1, 16], chosen.seeds, chosen.noise))
     elif chosen.case == "one":
+        if any(len(given or ()) != 1 for given in (chosen.devices, chosen.shares, chosen.part)):
+            parser.error("one is a single simulation: give --devices, --shares and --part, each once")
         row = one_simulation(chosen.devices[0], chosen.shares[0], chosen.part[0], chosen.seeds, chosen.noise)
         print(json.dumps(row))
     else:
         show(simulation_rows(chosen.devices or [1, 8, 64], chosen.shares or [1, 16], chosen.part or [1.0],
                              chosen.seeds, chosen.noise))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
