@@ -7,9 +7,10 @@ start-up are left out on both sides.  The teacher is untrained.  Needs RD3_DATA 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.bench import Bench, Job, Skipped, layout
@@ -19,10 +20,10 @@ from benchmarks.published import validate
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, built
 from benchmarks.timing import Work
-from rd3.datasets import Dataset, open_dataset
+from rd3.datasets import Dataset, Split, open_dataset
 from rd3.device import set_memory_format
 from rd3.errors import RD3Error
-from rd3.evaluation.student import correct_per_class
+from rd3.evaluation.student import _ProgressTracker, correct_per_class
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Classes, training steps and test images of the whole cell."""
@@ -57,19 +58,32 @@ def _training(bench: Bench, subject: Subject) -> tuple[dict[str, list[float]], s
     return turn.compare({"ours": ours.work, "reference": lambda: loop.steps(ours.chunk)}), ours.precision
 
 
-class _FirstTests:
+class _FirstTests(Dataset):
     """A dataset whose test split has its first images only."""
 
     def __init__(self, dataset: Dataset):
-        self.info, self.images = dataset.info, dataset.images
+        self.info, self._whole = dataset.info, dataset
         self._labels = dataset.labels("test")[:MEASURED_TESTED]
 
-    def labels(self, _split: str) -> Any:
-        return self._labels
+    @property
+    def fingerprint(self) -> str:
+        return self._whole.fingerprint
+
+    def labels(self, split: Split) -> np.ndarray:
+        return self._labels if split == "test" else self._whole.labels(split)
+
+    def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
+        return self._whole.images(split, indices)
+
+    def original(self, split: Split, index: int) -> torch.Tensor:
+        return self._whole.original(split, index)
 
 
-class _Unwatched:
+class _Unwatched(_ProgressTracker):
     """Receives the progress of a test and shows nothing."""
+
+    def __init__(self) -> None:
+        pass
 
     def tested(self, images: int) -> None:
         pass

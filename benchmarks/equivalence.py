@@ -24,7 +24,7 @@ from pipelines.settings import session
 from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
 from rd3.protocol import resolve_protocol
-from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
 from rd3.stats import equivalence
 from rd3.store import FolderStore
 
@@ -53,6 +53,7 @@ def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, E
     info = catalog.dataset(dataset)
     teacher = teacher_of(dataset, asked.teacher, catalog)
     [made] = set_of("random", dataset, asked.ipc, None, 0, {}, catalog)
+    assert isinstance(made, SetRecipe)
 
     def evaluation(seed: int, precision: str) -> EvaluationRecipe:
         protocol = resolve_protocol(
@@ -87,8 +88,8 @@ def main(dataset: str, store: Path, options: list[str]) -> int:
     entries = FolderStore(store.absolute())
     scores = []
     for seed, pair in zip(REGISTERED[dataset].seeds, pairs, strict=True):
-        found = [entries.find("evaluation", one.key) for one in pair]
-        if all(found):
+        found = [entry for one in pair if (entry := entries.find("evaluation", one.key)) is not None]
+        if len(found) == len(pair):
             bf16, fp32 = (entry.result["top1_pct"] for entry in found)
             scores.append((bf16, fp32))
             print(f"seed {seed}: bf16 {bf16:.2f}  fp32 {fp32:.2f}  difference {bf16 - fp32:+.2f}")

@@ -18,17 +18,17 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from scale import NothingThere, Row, show
 
+from benchmarks.scale import Row, planned, show
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import expand
 from pipelines.grid.files import parse_grid
-from pipelines.grid.plan import make_plan
 from rd3.datasets import Roots
 from rd3.hardware import processor
 from rd3.perform import perform
 from rd3.planning.calibration import Calibration, calibrate
 from rd3.planning.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
+from rd3.recipe import EvaluationRecipe, SetRecipe
 from rd3.store import FolderStore
 
 GRID = """
@@ -49,13 +49,13 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
     roots = Roots(None, home)
     expansion = expand(parse_grid(GRID, "estimates"), Catalog(roots))
 
-    def planned(rates: Rates) -> dict[str, float]:
-        plan = make_plan(expansion, NothingThere(set()), exists=bool, verify=bool, rates=rates)
-        return {item.key: item.cost_s for item in plan.items if item.key is not None}
+    def estimated(rates: Rates) -> dict[str, float]:
+        return {item.key: item.cost_s for item in planned(expansion, rates=rates).items if item.key is not None}
 
-    calibrated = planned(calibration.rates)
-    shipped = planned(CPU_THREAD if processor().bf16 else PLAIN_CPU_THREAD)
-    store, rows = FolderStore(home / "store"), []
+    calibrated = estimated(calibration.rates)
+    shipped = estimated(CPU_THREAD if processor().bf16 else PLAIN_CPU_THREAD)
+    store = FolderStore(home / "store")
+    rows: list[Row] = []
     for key, recipe in expansion.recipes.items():
         if recipe.kind == "evaluation" and not rows:  # a worker's first one loads modules
             perform(recipe, store, roots, home / "warm" / key)
@@ -63,11 +63,13 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
         entry = perform(recipe, store, roots, home / "work" / key)
         took = time.process_time() - began
         store.put(entry, home / "work" / key / "result")
-        if recipe.kind == "evaluation":
+        if isinstance(recipe, EvaluationRecipe):
+            made = expansion.recipes[recipe.set]
+            assert isinstance(made, SetRecipe)
             rows.append(
                 {
                     "student": recipe.student,
-                    "images": 10 * expansion.recipes[recipe.set].ipc,
+                    "images": 10 * made.ipc,
                     "epochs": recipe.protocol.epochs,
                     "precision": recipe.protocol.precision,
                     "measured_s": round(took, 2),

@@ -18,8 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean
 
-from subject import Subject
-
+from benchmarks.subject import Subject
 from pipelines.engine import trial_log
 from pipelines.engine.execute import execute
 from pipelines.grid.expand import Expansion
@@ -73,7 +72,8 @@ def main(lengths: list[int], count: int, home: Path) -> None:
             if event["event"] == "done"
         }
         busy = max(done[key] for key in keys) - done[warm.key]
-        inside = [store.find("evaluation", key).result["wall_s"] for key in keys]
+        entries = session.ledger.find_many("evaluation", keys)
+        inside = [entries[key].result["wall_s"] for key in keys]
         per_trial = (busy - sum(inside)) / count
         figures = {
             "epochs": epochs,

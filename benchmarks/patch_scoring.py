@@ -9,7 +9,6 @@ at a time by the cross-entropy of the class.  The images are random and in memor
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
@@ -19,8 +18,9 @@ from benchmarks.rows import Row
 from benchmarks.students import built
 from rd3.datasets import Dataset
 from rd3.device import resolve_precision
-from rd3.methods import METHODS, Context
-from rd3.models import forward_cost
+from rd3.methods import Context
+from rd3.methods.rded import RDED
+from rd3.models import NormalisedNetwork, forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
 CROPS, IMAGES = 5, 300
@@ -38,7 +38,7 @@ def _toys(side: int) -> Dataset:
     return ToyDataset(classes=2, per_class=IMAGES, side=side, factor=2 if side == 224 else 1)
 
 
-class OneClass(TorchDataset):
+class OneClass(TorchDataset[torch.Tensor]):
     """The images of a class as the published loader gives them: (crops, 3, s, s), normalised."""
 
     def __init__(self, dataset: Dataset, images: list[int], size: int):
@@ -64,6 +64,7 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
     loader = DataLoader(OneClass(ctx.dataset, images, size), batch_size=len(images))
     before = (side - size) // 2
     pad = transforms.Pad((before, before, side - size - before, side - size - before))
+    crops: torch.Tensor
     (crops,) = loader
     flat = crops.transpose(0, 1).flatten(0, 1).to(ctx.device)
     network = ctx.teachers[0].network
@@ -75,15 +76,15 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
 
 
 def scoring(
-    bench: Bench, dataset: Dataset, ipc: int = 10, images: int = IMAGES, teacher: nn.Module | None = None
+    bench: Bench, dataset: Dataset, ipc: int = 10, images: int = IMAGES, teacher: NormalisedNetwork | None = None
 ) -> Row:
     """The row of scoring and selecting the crops of one class."""
     device, info = bench.device, dataset.info
     teacher = teacher or built(info, bench.network).to(device).eval().requires_grad_(False)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
-    method = METHODS.get("rded")()
+    method = RDED()
     settings = method.Settings.model_validate(recipe.settings)
-    label, wanted = 0, ipc * settings.factor**2
+    label, wanted = 0, ipc * settings.tiles**2
 
     ctx = Context(recipe, settings, info, dataset, (teacher,), device)
     chosen = ctx.class_indices(label)[:images].tolist()
@@ -97,7 +98,7 @@ def scoring(
         return len(chosen) * CROPS
 
     spent = bench.compare({"ours": ours, "reference": plain})
-    words = f"{bench.network}, {info.resolution} px, factor {settings.factor}, IPC {ipc}"
+    words = f"{bench.network}, {info.resolution} px, factor {settings.tiles}, IPC {ipc}"
     gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
     job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
     dtype = resolve_precision(device, "auto")

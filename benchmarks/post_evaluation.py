@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import partial
 
 from benchmarks.bench import Bench, Job, layout
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, built
+from benchmarks.timing import Work
 from rd3.device import resolve_precision
 from rd3.models import forward_cost
 
@@ -39,13 +41,11 @@ def run(bench: Bench) -> list[Row]:
 def _on_cpu(bench: Bench) -> list[Row]:
     """Rows for the precision that ``auto`` resolves to here, and for fp32."""
     subject, usual = Subject(32, bench.network, BATCH), resolve_precision(bench.device, "auto")
-    precisions = dict.fromkeys([usual, "fp32"])
+    precisions: list[str] = list(dict.fromkeys([usual, "fp32"]))
     ours = {name: Students(subject, [subject.recipe(precision=name)], bench.device) for name in precisions}
     loops = {name: reference(bench, subject, extra) for name, extra in REFERENCES.items()}
-    spent = bench.compare(
-        {name: one.work for name, one in ours.items()}
-        | {name: lambda loop=loop: loop.steps(2) for name, loop in loops.items()}
-    )
+    paths: dict[str, Work] = {name: one.work for name, one in ours.items()}
+    spent = bench.compare(paths | {name: partial(loop.steps, 2) for name, loop in loops.items()})
     rows = []
     for precision in precisions:
         aims = AIMS["cpu", precision] if precision == usual else (None, None)
@@ -61,15 +61,18 @@ def _side(bench: Bench, side: int, counts: dict[str, int]) -> list[Row]:
         for name, count in counts.items()
     }
     loops = {name: reference(bench, subject, extra) for name, extra in REFERENCES.items()}
-    spent = bench.compare(
-        {name: lambda one=one, count=counts[name]: count * one.work() for name, one in ours.items()}
-        | {name: lambda loop=loop: loop.steps(10) for name, loop in loops.items()}
-    )
+    paths: dict[str, Work] = {name: partial(_steps_of_all, one, counts[name]) for name, one in ours.items()}
+    spent = bench.compare(paths | {name: partial(loop.steps, 10) for name, loop in loops.items()})
     rows = []
     for name, one in ours.items():
         aims = AIMS["224" if side == 224 else name.split()[0], "cuda"]
         rows += _rows(bench, subject, f"{name}, ", spent[name], spent, one.precision, aims)
     return rows
+
+
+def _steps_of_all(students: Students, count: int) -> int:
+    """Train ``count`` students together; returns the number of their steps, summed over them."""
+    return count * students.work()
 
 
 def reference(bench: Bench, subject: Subject, extra: bool) -> PublishedLoop:

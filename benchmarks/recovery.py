@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,11 @@ from benchmarks.rows import Row
 from benchmarks.students import built
 from benchmarks.timing import Work
 from rd3.device import repeatable_kernels
-from rd3.methods import METHODS, Block, Context
+from rd3.methods import Block, Context
+from rd3.methods._bn_matching import MatchingSettings
 from rd3.methods._recovery import BatchNormLoss, PixelSpace, cosine
-from rd3.models import forward_cost
+from rd3.methods.sre2l import SRe2L
+from rd3.models import NormalisedNetwork, forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
 Loop = Callable[[int], None]
@@ -41,21 +44,29 @@ class PlainStatistics:
     """The BatchNorm loss in its direct form: L2 distances of batch and running statistics, summed over layers."""
 
     def __init__(self, network: nn.Module):
-        self.terms: dict[nn.Module, torch.Tensor] = {}
+        self.terms: dict[nn.BatchNorm2d, torch.Tensor] = {}
         layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
         self.weights = {layer: 1.0 if number else 10.0 for number, layer in enumerate(layers)}
         for layer in layers:
             layer.register_forward_hook(self.measure)
 
     def measure(self, layer: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        assert layer.running_mean is not None and layer.running_var is not None
         mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
         self.terms[layer] = torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean)
 
     def value(self) -> torch.Tensor:
-        return sum(self.weights[layer] * term for layer, term in self.terms.items())
+        return cast("torch.Tensor", sum(self.weights[layer] * term for layer, term in self.terms.items()))
 
 
-def plain_loop(network: nn.Module, statistics, space: PixelSpace, settings, batch: int, side: int) -> Loop:
+def plain_loop(
+    network: nn.Module,
+    statistics: PlainStatistics | BatchNormLoss,
+    space: PixelSpace,
+    settings: MatchingSettings,
+    batch: int,
+    side: int,
+) -> Loop:
     """SRe2L in its direct form, for one batch of images."""
     device = space.mean.device
     labels, stream = torch.arange(batch, device=device), torch.Generator().manual_seed(0)
@@ -82,7 +93,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     device, network = bench.device, bench.network
     dataset = ToyDataset(classes=batch, per_class=1, side=side)
     teacher = built(dataset.info, network).to(device).eval().requires_grad_(False)
-    method, space = METHODS.get("sre2l")(), PixelSpace.of(teacher)
+    method, space = SRe2L(), PixelSpace.of(teacher)
     recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
     settings = method.Settings.model_validate({**recipe.settings, "crop_scale_min": None, "flip": False})
 
@@ -91,7 +102,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
         statistics = BatchNormLoss(bare, 10.0).__enter__() if own_statistics else PlainStatistics(bare)
         return plain_loop(bare, statistics, space, settings, batch, side)
 
-    def ours(teacher: nn.Module, count: int) -> Loop:
+    def ours(teacher: NormalisedNetwork, count: int) -> Loop:
         made = [Block(k, tuple((label, k) for label in range(batch))) for k in range(count)]
 
         def run(iterations: int) -> None:

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipelines.settings import session
-from rd3.datasets import Split, open_dataset
+from rd3.datasets import Dataset, Split, open_dataset
 from rd3.device import peak_mib, reset_peak
-from rd3.models import build_network
+from rd3.models import NormalisedNetwork, build_network
 from rd3.seeding import generator
 from rd3.synthetic_set import SetOnDisk, contact_sheet
 from rd3.testing import ToyDataset, trial_recipes, trial_set
@@ -34,7 +33,7 @@ from rd3.testing import ToyDataset, trial_recipes, trial_set
 CPU = torch.device("cpu")
 
 
-def teacher_of(dataset: ToyDataset) -> nn.Module:
+def teacher_of(dataset: Dataset) -> NormalisedNetwork:
     """An untrained ResNet-18, frozen, in eval mode."""
     info, stream = dataset.info, generator(0, "benchmark teacher")
     network = build_network("resnet18", info.num_classes, info.resolution, info.normalisation, stream)
@@ -63,6 +62,7 @@ def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: P
     reset_peak(CPU)
     made = SetOnDisk.open(folder / "made")
     contact_sheet(made, folder / "sheet.png")
+    assert made.manifest.peak_mib is not None
     print(max(made.manifest.peak_mib, peak_mib(CPU)))
 
 

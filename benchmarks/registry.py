@@ -37,4 +37,5 @@ CASES = {
 
 def run(name: str, bench: Bench) -> list[Row]:
     """The rows of a case."""
-    return importlib.import_module(f"benchmarks.{name}").run(bench)
+    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").run(bench)
+    return rows

@@ -24,7 +24,7 @@ from rd3.store import Entry, sha256_files
 from tracking.ledger.s3 import S3Objects
 from tracking.runs import artifacts
 
-Transfer = Callable[[S3Objects, Path], None]
+Transfer = Callable[[S3Objects, Path], object]
 
 
 def _up(folder: Path, put: Callable[[str, Path], Any]) -> None:
@@ -92,7 +92,8 @@ def measure(root: str, folder: Path, way: str) -> tuple[float, float, float]:
     process.join()
     if process.exitcode:
         raise SystemExit(f"{way} failed")
-    return receiver.recv()
+    found: tuple[float, float, float] = receiver.recv()
+    return found
 
 
 def main() -> None:

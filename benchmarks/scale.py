@@ -16,6 +16,7 @@ import argparse
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -25,8 +26,10 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 from pipelines.engine.bookkeeping import Bookkeeping
@@ -38,19 +41,22 @@ from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.plan_queue import plan_queue
 from pipelines.engine.progress import LineView
+from pipelines.engine.workers import RayWorkers
 from pipelines.grid import queue as queue_module
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import load_grid
 from pipelines.grid.plan import Plan, make_plan
-from pipelines.grid.queue import Demand, RecipeQueue
+from pipelines.grid.queue import Demand, Queued, RecipeQueue
 from pipelines.grid.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
 from rd3.csv_file import csv_text
 from rd3.planning.cost import Rates
 from rd3.recipe import from_json
 from rd3.store import Entry
+from tracking.ledger.ledger import Ledger
 from tracking.place import Place
+from tracking.runs.runs import Tracker
 
 Row = dict[str, Any]
 
@@ -80,7 +86,7 @@ def paper(seeds: int) -> Expansion:
     return expand(grid, _Unread())
 
 
-class NothingThere:
+class NothingThere(Ledger):
     """A ledger that has only imported teachers."""
 
     def __init__(self, imported: set[str]):
@@ -89,14 +95,14 @@ class NothingThere:
     def keys(self, kind: str) -> set[str]:
         return self.imported if kind == "teacher" else set()
 
-    def find_many(self, kind: str, keys: Any) -> dict[str, Entry]:
+    def find_many(self, kind: str, keys: Iterable[str]) -> dict[str, Entry]:
         return {key: Entry(kind=kind, key=key, recipe={}, result={}) for key in keys}
 
 
-def planned(expansion: Expansion, gpus: int = 1) -> Plan:
+def planned(expansion: Expansion, gpus: int = 1, rates: Rates = H100) -> Plan:
     """The plan of a grid of which only the imported teachers exist."""
     there = NothingThere(set(expansion.imports))
-    return make_plan(expansion, there, exists=lambda _entry: True, verify=lambda _entry: None, rates=H100, slots=gpus)
+    return make_plan(expansion, there, exists=lambda _entry: True, verify=lambda _entry: None, rates=rates, slots=gpus)
 
 
 class Cluster:
@@ -177,7 +183,7 @@ def simulate(
     least_s = least_wall_s(known, gpus)
     session, interrupts = session_in(home), Interrupts()
     books = Bookkeeping(session, session.ledger.lease(), interrupts)
-    builder = JobBuilder(expansion, queue, books, GridRuns(None, expansion, books))
+    builder = JobBuilder(expansion, queue, books, GridRuns(cast(Tracker, None), expansion, books))
     eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
     view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
     driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
@@ -260,30 +266,31 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, 
     rows = []
     for share, gpus in itertools.product(shares, devices):
         base = plan_queue(expansion, plan, (), demands, share)
-        facts = {"reused": base.reused, "demands": demands, "after": base.after}
+        queued = partial(RecipeQueue, base.recipes, reused=base.reused, demands=demands, after=base.after)
         row: Row = {"shares_of_a_set": share, "devices": gpus}
         for urgent in (math.inf, 1.0, 0.5, queue_module.URGENT, 0.0):
             reached = []
             for seed in range(draws):
                 draw = random.Random(seed)
                 takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in base.costs_s.items()}
-                least_s = least_wall_s(RecipeQueue(base.recipes, costs_s=takes_s, **facts), gpus)
+                least_s = least_wall_s(queued(costs_s=takes_s), gpus)
                 with mock.patch.object(queue_module, "URGENT", urgent):
-                    taken_s = wall_s(RecipeQueue(base.recipes, costs_s=base.costs_s, **facts), takes_s, 1000, gpus)
+                    taken_s = wall_s(queued(costs_s=base.costs_s), takes_s, 1000, gpus)
                 reached.append(100 * least_s / taken_s)
             row[f"urgent_{urgent:g}"] = round(min(reached), 1)
         rows.append(row)
     return rows
 
 
-class FixedCluster(NamedTuple):
-    """A fixed number of devices, in place of the cluster that a driver asks."""
+class FixedCluster(RayWorkers):
+    """A fixed number of devices, in place of those that Ray counts."""
 
-    cpus: float
-    gpus: float
+    def __init__(self, cpus: float, gpus: float):
+        super().__init__()
+        self._fixed = cpus, gpus
 
     def devices(self) -> tuple[float, float]:
-        return self
+        return self._fixed
 
 
 class Sleeper:
@@ -305,12 +312,17 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
     """The row of one run of ``recipes`` sleeping trials on ``workers`` Ray workers, even if there are fewer cores."""
     import ray
 
-    from pipelines.cluster.ray import _QUIET, ray_cluster
+    from pipelines.cluster.ray import _QUIET
     from pipelines.engine import tune as tuned
 
-    class Jobs:
-        def job(self, recipe: Sleeper, demand: Demand) -> Job:
-            return Job(recipe.kind, recipe.key, "{}", {}, Place("", "", Path()), "0", None)
+    class Jobs(JobBuilder):
+        """Jobs that name their recipe and no more."""
+
+        def __init__(self) -> None:
+            pass
+
+        def job(self, queued: Queued, demand: Demand) -> Job:
+            return Job(queued.kind, queued.key, "{}", {}, Place("", "", Path()), "0", None)
 
     def sleeping(config: dict[str, Any]) -> None:
         import sys as there
@@ -319,13 +331,16 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         from ray import tune
 
         clock.sleep(config["sleep_s"])
-        end = {"status": "done", "reason": "", "entry": None, "broken": []}
+        end: dict[str, Any] = {"status": "done", "reason": "", "entry": None, "broken": []}
         tune.report({"number": 0, "end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
 
     class Timed(Driver):
         """A driver that tells trials how long to sleep, and checks whether any of them has loaded torch."""
 
-        torch, processes, starts, ends = False, set(), [], []
+        torch = False
+        processes: set[int] = set()
+        starts: list[float] = []
+        ends: list[float] = []
 
         def next_config(self, trial_id: str) -> dict[str, Any] | None:
             config = super().next_config(trial_id)
@@ -346,14 +361,14 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         costs_s={one.key: sleep_s for one in sleepers},
     )  # fmt: skip
     view = LineView("sleepers", queue, Eta(queue.costs_s, workers), None, io.StringIO())
-    driver = Timed(queue, view, Jobs(), None, FixedCluster(float(workers), 0.0), Interrupts())
+    books = cast(Bookkeeping, None)
+    driver = Timed(queue, view, Jobs(), books, FixedCluster(float(workers), 0.0), Interrupts())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    tuned.run_trial = sleeping
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        with ray_cluster(Path(folder)):
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with mock.patch.object(tuned, "run_trial", sleeping):
             cpu, wall = time.process_time(), time.perf_counter()
             tuned.run_queue(driver, Path(folder))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -384,7 +399,7 @@ def show(rows: list[Row]) -> None:
     sys.stdout.write(csv_text([list(rows[0]), *(list(row.values()) for row in rows)]))
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("case", choices=("simulate", "orders", "workers", "one"))
     parser.add_argument("--devices", type=int, action="append")
@@ -395,14 +410,20 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--recipes", type=int, default=1600)
     parser.add_argument("--sleep", type=float, default=0.05)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.case == "workers":
         show(worker_rows(chosen.workers, chosen.recipes, chosen.sleep))
     elif chosen.case == "orders":
         show(order_rows(chosen.devices or [8, 16, 64], chosen.shares or [1, 16], chosen.seeds, chosen.noise))
     elif chosen.case == "one":
+        if any(len(given or ()) != 1 for given in (chosen.devices, chosen.shares, chosen.part)):
+            parser.error("one is a single simulation: give --devices, --shares and --part, each once")
         row = one_simulation(chosen.devices[0], chosen.shares[0], chosen.part[0], chosen.seeds, chosen.noise)
         print(json.dumps(row))
     else:
         show(simulation_rows(chosen.devices or [1, 8, 64], chosen.shares or [1, 16], chosen.part or [1.0],
                              chosen.seeds, chosen.noise))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -34,7 +34,8 @@ def in_turn(
     """
     for work in paths.values():
         work()
-    names, spent = list(paths), {name: [] for name in paths}
+    names = list(paths)
+    spent: dict[str, list[float]] = {name: [] for name in names}
     begun = time.perf_counter()
     for turn in range(rounds):
         if turn and limit_s is not None and time.perf_counter() - begun > limit_s:

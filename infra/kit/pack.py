@@ -147,16 +147,19 @@ def _parents(wanted: Sequence[Recipe], store: FolderStore | None) -> Iterator[It
     """Entries and files of parents that are not among the recipes themselves."""
     made = {(recipe.kind, recipe.key) for recipe in wanted}
     needed = dict.fromkeys(parent for recipe in wanted for parent in recipe.parents() if parent not in made)
-    lacking = [parent for parent in needed if store is None or store.find(*parent) is None]
+    found = {parent: entry for parent in needed if store is not None and (entry := store.find(*parent)) is not None}
+    lacking = [parent for parent in needed if parent not in found]
     if lacking:
         kind, key = lacking[0]
         raise DataMissing(
             f"{len(lacking)} parents are neither among the recipes nor in the store, the first is {kind} {key[:12]}.",
             "write both with `rd3 plan GRID --recipes RECIPES --store DIR`, or plan the parents as well",
         )
-    for kind, key in needed:
+    if store is None:  # nothing is needed
+        return
+    for (kind, key), entry in found.items():
         folder = store.fetch(kind, key)
-        for name in store.find(kind, key).files:
+        for name in entry.files:
             yield Item(folder / name, f"store/artifacts/{kind}/{key}/{name}", f"{kind} {key[:12]}")
         yield Item(store.root / f"by-key/{kind}/{key}.json", f"store/by-key/{kind}/{key}.json", f"{kind} {key[:12]}")
 
@@ -174,9 +177,11 @@ def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
             )
     for name in dict.fromkeys(recipe.data.name for recipe in wanted):
         folder = dataset_source(name, roots).survey(roots).folder
-        if folder is not None and registration(name, roots) is not None:
+        if folder is None:
+            continue
+        if registration(name, roots) is not None:
             raise BadValue(f"Dataset {name} is registered here only.", "pack recipes of datasets that RD3 knows")
-        for path in sorted(folder.rglob("*")) if folder is not None else ():
+        for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") for part in inside.parts):  # state of a download
                 yield Item(path, f"data/{name}/{inside.as_posix()}", f"dataset {name}")

@@ -77,11 +77,13 @@ class Bench:
         self.chosen, self.log = chosen, log
         self.kit, self.work, self.out = (path.absolute() for path in (chosen.kit, chosen.work, chosen.out))
         self.begun = time.monotonic()
+        self.seconds: float = 60 * chosen.minutes
+        """For everything together."""
         self.stopped = False
 
     @property
     def left_s(self) -> float:
-        return self.begun + 60 * self.chosen.minutes - time.monotonic()
+        return self.begun + self.seconds - time.monotonic()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -103,7 +105,7 @@ class Bench:
 
     def share_s(self, most: tuple[float, float]) -> float:
         seconds, part = most
-        return min(seconds, part * 60 * self.chosen.minutes)
+        return min(seconds, part * self.seconds)
 
     def step(self, name: str, words: Sequence[str], seconds: float, tick: Callable[[], None] = lambda: None) -> int:
         """Run a command for at most ``seconds``, with its output in the log; returns its exit code.
@@ -128,6 +130,7 @@ class Bench:
         return code
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
         for line in process.stdout:
             self.log.write(line.decode(errors="replace"))
 

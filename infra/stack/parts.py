@@ -11,6 +11,7 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from place import BUCKET, HEAD_IP, USER, WORKER_IP, Place, StackError
@@ -92,8 +93,12 @@ def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
         return 0, b""
 
 
-def _run(command: list[str], what: str, **options: object) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+def _run(
+    command: list[str], what: str, *, env: Mapping[str, str], cwd: str | None = None, input: str | None = None
+) -> None:
+    done = subprocess.run(
+        command, env=env, cwd=cwd, input=input, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         raise StackError(f"{what} failed:\n{done.stdout[-2000:]}")
 
@@ -266,7 +271,7 @@ class Mlflow(Part):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
-        python = shutil.which("python", path=env["PATH"])
+        python = shutil.which("python", path=env["PATH"]) or "python"
         command = [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
         command += ["--app-name", "basic-auth", "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
         self.spawn(command, env)
@@ -395,4 +400,4 @@ class RayWorker(RayNode):
         return [f"--address={self.place.ray_address}"]
 
 
-PARTS = (Postgres, S3, Mlflow, RayHead, RayWorker)
+PARTS: tuple[type[Part], ...] = (Postgres, S3, Mlflow, RayHead, RayWorker)
