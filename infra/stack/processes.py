@@ -32,13 +32,21 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(int(fields[1]), int(fields[3]), int(fields[19]), fields[0] == "Z")
 
 
+def _boot() -> str:
+    """An identifier of this start of the machine, since which pids and start times are counted."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _all() -> dict[int, _Stat]:
     found = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     return {pid: stat for pid, stat in found.items() if stat is not None and not stat.zombie}
 
 
 class Processes:
-    """The processes of one part.  ``record`` keeps (pid, start time) of those that were started, the leaders."""
+    """The processes of one part.
+
+    ``record`` keeps (pid, start time, start of the machine) of those that were started, the leaders.
+    """
 
     def __init__(self, record: Path):
         self.record = record
@@ -57,10 +65,12 @@ class Processes:
             )
         stat = _stat(process.pid)
         leaders = [*self._leaders(), (process.pid, stat.started if stat else 0)]
-        self.record.write_text(json.dumps(leaders))
+        self.record.write_text(json.dumps([(*leader, _boot()) for leader in leaders]))
 
     def _leaders(self) -> list[tuple[int, int]]:
-        return [tuple(one) for one in json.loads(self.record.read_text())] if self.record.exists() else []
+        """(pid, start time) of the leaders; those from before a reboot are gone, and others have their pids."""
+        recorded = json.loads(self.record.read_text()) if self.record.exists() else []
+        return [(pid, at) for pid, at, boot in recorded if boot == _boot()]
 
     def alive(self) -> bool:
         """Whether every leader lives."""
@@ -80,11 +90,12 @@ class Processes:
     def end(self, how: signal.Signals, give_up_after_s: float) -> None:
         """Send the signal ``how`` to the leaders, wait up to ``give_up_after_s`` seconds, and kill what is left."""
         left = self.members()
-        for pid, _at in self._leaders():
-            if pid in left:
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
-                    os.kill(pid, how)
-        deadline = time.monotonic() + give_up_after_s
+        asked = left & {pid for pid, _at in self._leaders()}
+        for pid in asked:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, how)
+        # Without a leader nobody tells the others to end.
+        deadline = time.monotonic() + (give_up_after_s if asked else 0)
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = self._left_of(left)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import os
 import shlex
 import shutil
 import sys
@@ -22,10 +23,13 @@ from place import Place, StackError
 @contextlib.contextmanager
 def _alone(place: Place) -> Iterator[None]:
     """One command at a time."""
-    place.prepare()
-    with (place.run / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    while True:
+        place.prepare()
+        with (place.run / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:  # else the command before, a wipe, has removed it with the folders
+                yield
+                return
 
 
 def start(parts: list[Part]) -> None:
@@ -61,7 +65,7 @@ def _launched(part: Part) -> bool:
 
 
 def _follow(head: RayHead, parts: list[Part]) -> None:
-    """Restart the worker as well, which a new head does not know."""
+    """End the worker as well, which a new head does not know, and have it started again after the head."""
     worker = RayWorker(head.place)
     if worker.processes.members():
         worker.processes.kill()
