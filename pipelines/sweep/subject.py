@@ -37,7 +37,7 @@ class Subject:
     info: DatasetInfo
     teacher: TeacherRecipe
     frame: Frame
-    """What the protocols are resolved for."""
+    """Dataset, set size and student, with which a preset is resolved to a protocol."""
     bases: tuple[EvaluationRecipe, ...]
     """Evaluations under the base protocol on validation images, one per student seed."""
     expansion: Expansion
@@ -58,11 +58,14 @@ class Subject:
         return f"{self.sweep.name}-{self.label}"
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that a point sets in the base protocol, by name."""
+        """The fields that a point sets in the base protocol, by name.
+
+        Without those that have no effect at this point, such as parameters of a loss that it does not use.
+        """
         return fitting(self.rule, self.frame.case, merged(self.sweep.protocol.values, params))
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
-        """The resolved protocol of a point, with validation steps during training."""
+        """The resolved protocol of a point, with validation steps during training; the last epoch always has one."""
         resolved = resolve_protocol(self.rule, **self.frame._asdict(), overrides=self.values(params))
         steps = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": steps})
@@ -77,12 +80,12 @@ class Subject:
         """How a trial's evaluations use cached logits: all points that leave the base's views share these."""
         shared = {Views.of(base).key for base in self.evaluations({})} if budget_bytes else set()
         asking = (one for one in recipes if asks_teachers(one))
-        return {one.key: LogitsCache(budget_bytes, True) for one in asking if Views.of(one).key in shared}
+        return {one.key: LogitsCache(budget_bytes, wanted=True) for one in asking if Views.of(one).key in shared}
 
     @property
     def pruning(self) -> Pruning:
-        moved = next((one for one in self.sweep.space if one.field == "epochs"), None)
-        longest = max(moved.choices or (moved.high,)) if moved is not None else self.protocol({}).epochs
+        epochs = next((one for one in self.sweep.space if one.field == "epochs"), None)
+        longest = max(epochs.choices or (epochs.high,)) if epochs is not None else self.protocol({}).epochs
         return Pruning(self.sweep.pruner, self.sweep.validate_epochs, int(longest))
 
     def trial_s(self) -> float:

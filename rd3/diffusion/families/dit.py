@@ -150,9 +150,13 @@ class DiT(Backbone):
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
         betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-        if name in (None, "ddpm"):  # its times equal DiT's with this spacing alone
+        if name in (
+            None,
+            "ddpm",
+        ):  # with this spacing its timesteps, 0 to 999, are those of DiT's own sampler
             return DDPMScheduler(**betas, variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
-        if name == "ddim":  # the time before t is that of the next step with this spacing, not with linspace
+        # Both step from a timestep to the next one of the sequence with this spacing, not with linspace.
+        if name == "ddim":
             return DDIMScheduler(**betas, clip_sample=False, timestep_spacing="trailing")
         if name == "pndm":
             return PNDMScheduler(**betas, skip_prk_steps=True, timestep_spacing="trailing")
@@ -191,7 +195,7 @@ class DiT(Backbone):
         training, codec = recipe.training, self.codec
 
         def loss(inputs: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            latents = inputs if isinstance(codec, Autoencoder) else codec.encode(inputs, ())
+            latents = inputs if isinstance(codec, Autoencoder) else codec.encode(inputs, ())  # pixels draw no noise
             t, noise, dropped = draws(latents, training.dropout, stream)
             return self.loss(latents, labels, t, noise, dropped)[0].mean()
 

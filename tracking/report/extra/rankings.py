@@ -68,7 +68,7 @@ def _range(low: int, high: int) -> str:
 
 @register_table("rankings")
 def rankings(results: Results) -> Table | None:
-    """Kendall's tau between the rankings of the same methods in two settings of the grid."""
+    """Kendall's tau between the rankings of the same methods in two settings of the grid that differ in one field."""
     rows = []
     for (dataset, ipc), settings in _settings(results.scores).items():
         for one, other in itertools.combinations(settings, 2):
@@ -91,14 +91,14 @@ def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, di
 
 def _names(one: Setting, other: Setting) -> tuple[str, str]:
     """The values of the one field in which two settings differ."""
-    [index] = [place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
-    return one[index] or "base point", other[index] or "base point"
+    [(first, second)] = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
+    return first or "base point", second or "base point"
 
 
 def _values(
     one: Mapping[str, Score], other: Mapping[str, Score], methods: Sequence[str]
 ) -> tuple[dict[str, dict[Hashable, float]], dict[str, dict[Hashable, float]]] | None:
-    """Results of both settings by unit; None if their methods share no seed."""
+    """Results of both settings by set seed if any has several, else by student seed; None if they share no seed."""
     by_set = several_sets([scores[label] for scores in (one, other) for label in methods])
     first, second = ({label: by_unit(scores[label], by_set) for label in methods} for scores in (one, other))
     shared = set.intersection(*(set(values) for side in (first, second) for values in side.values()))
