@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,10 +62,14 @@ def _gpus() -> Hardware | None:
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use: by affinity, and by the quota of its container (rounded up)."""
+    """Number of CPU cores that this process may use.
+
+    By affinity, by the quota of its container (rounded up), and by Slurm, which does not confine jobs on every cluster.
+    """
     from joblib import cpu_count
 
-    return int(cpu_count())
+    allocated = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
+    return min([int(cpu_count()), *(int(text) for text in allocated if text.isdecimal() and int(text))])
 
 
 @functools.cache

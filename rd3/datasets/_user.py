@@ -444,10 +444,17 @@ def _check_same(found: Sequence[str], class_ids: Sequence[str], train: Path, tes
         if more and missing:
             fix = f"rename {test / more[0]} to {missing[0]}, if they are one class; otherwise remove both folders"
         elif more:
-            fix = f"move some images of {test / more[0]} to {train / more[0]}, or remove {test / more[0]}"
+            fix = _moved(test / more[0], train / more[0])
         else:
-            fix = f"move some images of {train / missing[0]} to {test / missing[0]}, or remove {train / missing[0]}"
+            fix = _moved(train / missing[0], test / missing[0])
         raise ClassOrderError(f"{test} {' and '.join(facts)}.", fix)
+
+
+def _moved(there: Path, lacking: Path) -> str:
+    """The fix for a class folder that is in one split only."""
+    if not any(there.iterdir()):
+        return f"remove {there}, which is empty, or put images into it and into {lacking}"
+    return f"move some images of {there} to {lacking}, or remove {there}"
 
 
 def _split_folders(folder: Path, add: Callable[[Path], str]) -> tuple[str, str | None]:

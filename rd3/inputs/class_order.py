@@ -67,11 +67,14 @@ class StatedOrder:
 def named_labels(value: Any) -> list[tuple[int, str]]:
     """(label, name) of every class; empty if ``value`` is not a list of classes.
 
-    Read are a list of names, ``{name: label}`` as torchvision's ``class_to_idx``, ``{label: name}``, and ``{label: [id,
-    name]}`` as Keras publishes for ImageNet; also as arrays, as JSON text, and as text with a name per line or, on one
-    line, names separated by commas.
+    Read are a list of names, also as the only value of a mapping, ``{name: label}`` as torchvision's ``class_to_idx``,
+    ``{label: name}``, and ``{label: [id, name]}`` as Keras publishes for ImageNet; also as arrays, as JSON text, and as
+    text with a name per line or, on one line, names separated by commas.
     """
     plain = _plain(value)
+    if isinstance(plain, Mapping) and len(plain) == 1 and not any(map(_is_label, plain)):
+        [only] = plain.values()
+        plain = only if isinstance(only, list) else plain
     if isinstance(plain, Mapping):
         return _of_mapping(list(plain.items()))
     names = [_first(name) for name in plain] if isinstance(plain, (list, tuple)) else []

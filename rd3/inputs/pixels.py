@@ -16,6 +16,8 @@ _LOST = 0.004
 _DARK = 0.1
 _NARROW = 0.3
 """Ranges below these are doubtful."""
+_CENTRE, _FLAT = 0.98, 0.5
+"""So is a range below the second of so large a share of the values: those of CIFAR-10 have 0.95."""
 _ROUNDING = 1e-3
 """Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
 _FLOAT_ERROR = 1e-5
@@ -29,6 +31,8 @@ _CLIPPED_SHARE = 0.2
 """A larger fraction of values outside [0, 1] is another pixel space, and not a method that does not clip."""
 _WHITENED = 0.1
 """Correlation of neighbouring pixels below which images resemble noise or whitened images."""
+_ENOUGH = 1_000_000
+"""Values from which the share is taken."""
 _ASK = "(--normalised MEAN/STD or a name; in Python normalised=)"
 
 
@@ -113,7 +117,8 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
             raise _not_undone(low, high, outside, space.normalised)
     if space.clip:
         notes.append(Note(f"clipped to [0, 1]: {100 * outside:.2g} % of the values"))
-    return images.clamp(0, 1), [*notes, *_doubts(max(low, 0.0), min(high, 1.0))]
+    images = images.clamp(0, 1)
+    return images, [*notes, *(list(_doubts(max(low, 0.0), min(high, 1.0))) or _flat(images))]
 
 
 def _range(low: float, high: float) -> str:
@@ -148,6 +153,19 @@ def _doubts(low: float, high: float) -> Iterator[Note]:
     elif high - low < _NARROW:
         yield Note(
             f"pixels span only {low:.3g} to {high:.3g} of [0, 1], as after a wrong or repeated scaling", doubtful=True
+        )
+
+
+def _flat(images: torch.Tensor) -> Iterator[Note]:
+    """A doubt about floats that reach the ends of [0, 1] with a few values only."""
+    values = images.flatten()[:: max(1, images.numel() // _ENOUGH)]
+    ends = torch.tensor([(1 - _CENTRE) / 2, (1 + _CENTRE) / 2])
+    low, high = values.quantile(ends).tolist()
+    if high - low < _FLAT:
+        yield Note(
+            f"{100 * _CENTRE:.0f} % of the values lie in {low:.2g} to {high:.2g}: the contrast is low, as after "
+            "scaling normalised pixels by their extremes instead of undoing their constants",
+            doubtful=True,
         )
 
 

@@ -29,7 +29,11 @@ def read_class_order(path: Path | str) -> tuple[str, ...]:
     except ValueError:
         names = {}
     if not names or set(names) != set(range(len(names))):
-        raise DataCorrupt(f"{path} is not a list of classes.", "write the class of each output on a line of its own")
+        raise DataCorrupt(
+            f"{path} is not a list of classes.",
+            "write the class of each output on a line of its own, or as JSON: a list, or classes with their outputs as "
+            "in class_to_idx",
+        )
     return tuple(names[output] for output in range(len(names)))
 
 

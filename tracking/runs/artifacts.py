@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rd3.errors import DataCorrupt, DataMissing, FilesNotExported
+from rd3.errors import DataCorrupt, DataMissing, FilesNotExported, TrackingError
 from rd3.store import Entry, check_files
+from tracking.ledger.faults import without_password
 from tracking.ledger.object_store import folder_errors, is_direct, open_objects
 from tracking.runs.client import mlflow_errors, quiet_mlflow
 
@@ -39,11 +40,19 @@ def served(entry: Entry) -> bool:
 
 
 def repository(uri: str, tracking_uri: str) -> Any:
-    """MLflow's access to an artifact folder."""
+    """MLflow's access to an artifact folder; raises :class:`TrackingError` without the package that it needs."""
     quiet_mlflow()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    return get_artifact_repository(uri, tracking_uri=tracking_uri)
+    try:
+        return get_artifact_repository(uri, tracking_uri=tracking_uri)
+    except ImportError as error:
+        raise TrackingError(
+            f"The files are at {without_password(uri)}, for which MLflow needs a package that is not installed here "
+            f"({error}).",
+            "install it on this machine and on every node, or let the tracking server pass files on: start it with "
+            "--serve-artifacts and --artifacts-destination, and use a new experiment",
+        ) from None
 
 
 def exists(entry: Entry, tracking_uri: str = "") -> bool:

@@ -84,6 +84,13 @@ STATUSES = {
     ),
 }
 """HTTP statuses with a cause of their own."""
+BROKEN_OFF = Fault(
+    "MLflow at {where} breaks off the connection when it should store or return a file.",
+    "read its log, which has the reason: often the S3 credentials, endpoint or bucket of its own environment, which "
+    "yours does not change",
+    waits=True,
+)
+"""A request for a file through the tracking server has no response, though the server accepts connections."""
 
 
 def sqlite_fault(error: Exception, database: Path) -> Fault:

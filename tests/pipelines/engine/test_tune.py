@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 import ray
 
 from pipelines.cluster import ray as cluster
 from rd3.errors import RD3Error
+from rd3.hardware import cores
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed."
 
@@ -132,6 +134,16 @@ exec "$2" -c 'from rd3.hardware import cores; print(cores())'
         command = ["unshare", "--mount", "sh", "-c", script, "sh", quota, sys.executable]
         shown = subprocess.run(command, capture_output=True, text=True, check=True)
         assert int(shown.stdout) == expected
+
+
+def test_an_allocation_of_slurm_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 64)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
+    assert cores() == 16
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert cores() == 3
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    assert cores() == 2
 
 
 def test_a_cluster_that_grows_is_counted_again_now_and_then(monkeypatch: pytest.MonkeyPatch):

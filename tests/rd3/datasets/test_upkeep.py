@@ -111,6 +111,11 @@ def test_what_cannot_be_registered(tmp_path, roots):
         ClassOrderError, match="has the class folder 'd', which train does not have and has no class folder 'c'"
     ):
         add_folder("mine", split, roots)
+    (split / "test" / "d").rename(split / "test" / "c")
+    (split / "test" / "e").mkdir()
+    with pytest.raises(ClassOrderError, match="has the class folder 'e'") as caught:
+        add_folder("mine", split, roots)
+    assert caught.value.fix.startswith(f"remove {split}/test/e, which is empty, or ")
     assert not roots.home.exists()
 
 

@@ -194,6 +194,18 @@ def test_what_is_doubted(images, doubt):
     assert any(note.doubtful and doubt in note.text for note in taken(images)[1])
 
 
+def test_normalised_pixels_scaled_by_their_extremes_are_doubted():
+    """Distilled pixels have a few extreme values, which press all others together."""
+    images = np.random.default_rng(0).normal(0, 1, UNIT.shape).clip(-2.2, 2.2)
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = -6, 6
+    scaled = (images - images.min()) / (images.max() - images.min())
+    central = np.quantile(scaled, [0.01, 0.99])
+    [doubt] = [note.text for note in taken(scaled.astype(np.float32))[1] if note.doubtful]
+    assert f"98 % of the values lie in {central[0]:.2g} to {central[1]:.2g}: the contrast is low" in doubt
+    undone = (0.5 + 0.24 * images).clip(0, 1)
+    assert not any(note.doubtful for note in taken(undone.astype(np.float32))[1])
+
+
 def test_copies_and_plain_images_are_said():
     images = UNIT.copy()
     images[3:6], images[7] = images[2], 0.5

@@ -279,6 +279,7 @@ ORDERS = {
     "keras.json": '{"0": ["colour1", "a"], "1": ["colour0", "b"], "2": ["colour3", "c"], "3": ["colour2", "d"]}',
     "to_idx.json": '{"colour0": 1, "colour1": 0, "colour2": 3, "colour3": 2}',
     "labels.json": "[1, 0, 3, 2]",
+    "wrapped.json": '{"labels": ["colour1", "colour0", "colour3", "colour2"]}',
 }
 
 

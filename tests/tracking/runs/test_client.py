@@ -152,6 +152,15 @@ def test_statuses_and_their_fixes(status: int, passes: bool, message: str, fix: 
         ("(psycopg2.errors.DiskFull) could not extend file", False, "no space left for MLflow", "free space"),
         ('(psycopg2.OperationalError) database "x" does not exist', False, "no such database", "create it"),
         ("FATAL: sorry, too many clients already", True, "no free connection", "max_connections"),
+        (
+            "API request to http://tracking/api/2.0/mlflow-artifacts/artifacts/0/f failed with exception "
+            "HTTPConnectionPool(host='tracking', port=80): Max retries exceeded with url: /api/2.0/mlflow-artifacts/"
+            "artifacts/0/f (Caused by ProtocolError('Connection aborted.', ConnectionResetError(104, 'Connection "
+            "reset by peer')))",
+            True,
+            "MLflow at http://tracking breaks off the connection when it should store or return a file.",
+            "S3 credentials, endpoint or bucket of its own environment",
+        ),
         ("SSLError(CERTIFICATE_VERIFY_FAILED self-signed)", False, "not trusted", "MLFLOW_TRACKING_SERVER_CERT_PATH"),
     ],
 )

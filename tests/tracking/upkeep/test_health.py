@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -12,6 +13,7 @@ from rd3.errors import StoreError, TrackingError
 from tracking.ledger.object_store import FolderObjects
 from tracking.ledger.s3 import ahead_of
 from tracking.place import Place
+from tracking.runs.artifacts import repository
 from tracking.upkeep import health
 from tracking.upkeep.health import prepare_store
 
@@ -99,6 +101,17 @@ def test_a_server_with_files_in_a_folder_of_its_machine(location: str, own: bool
 
 def test_a_database_may_have_files_in_a_folder():
     health.check_location(Place("sqlite:////a/m.db", "/a", Path("home")), "file:///a/runs")
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "gs"])
+def test_a_location_whose_package_is_missing_is_one_sentence(scheme: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("paramiko", "pysftp", "google.cloud.storage"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        TrackingError, match=rf"files are at {scheme}://tracking\.example/mlruns, for .* a package"
+    ) as caught:
+        repository(f"{scheme}://me:secret@tracking.example/mlruns", "http://tracking.example")
+    assert "--serve-artifacts" in caught.value.fix and "secret" not in str(caught.value)
 
 
 def test_files_through_tracking_need_no_permission_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
