@@ -74,7 +74,7 @@ def _p_value(case: Sequence[Sequence[float]]) -> float | None:
 def _equivalent(case: Sequence[Sequence[float]], bound: float | None) -> float | None:
     if bound is None or len(case) > 1 or not _contrasts(case):
         return None
-    return equivalence(case[0], [0.0] * len(case[0]), bound).p_value
+    return equivalence(case[0], [0.0] * len(case[0]), bound)
 
 
 def _contrasts(case: Sequence[Sequence[float]]) -> list[PairedDifference]:
