@@ -215,7 +215,8 @@ def plain_view(images: torch.Tensor, factor: int, draws: torch.Generator) -> tor
     """The paper's augmentation of one batch, one step after the other."""
     pixels = images / 255
     if factor > 1:
-        pixels = augment.patch_shuffle(pixels, factor, draws)
+        columns, rows = (augment.shuffled_strips(len(pixels), SIDE, factor, draws) for _axis in range(2))
+        pixels = augment.take_lines(pixels, columns, rows)
         pixels = augment.resized_crop(pixels, SIDE, 1 / factor, draws)
     pixels = augment.horizontal_flip(pixels, draws)
     lam = torch.rand((), generator=draws, dtype=torch.float64).item()
