@@ -17,6 +17,7 @@ from rd3.diffusion.autoencoder import make_autoencoder
 from rd3.diffusion.backbone import content_digest, open_backbone
 from rd3.diffusion.cost import SIZED, sizes_of
 from rd3.diffusion.families.text_to_image import TextToImage
+from rd3.diffusion.foreign import import_backbone
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.diffusion.sampler import sample
 from rd3.diffusion.training import train
@@ -165,10 +166,10 @@ def test_old_folders_load(copied: Path, model: TextToImage):
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_missing_component_is_named(copied: Path, name: str):
+def test_a_missing_component_is_named(copied: Path, name: str, tmp_path: Path):
     shutil.rmtree(copied / name)
-    with pytest.raises(DataMissing, match=f"holds no text-to-image model: it has no folder {name}"):
-        TextToImage.load(copied, DIGITS)
+    with pytest.raises(DataMissing, match=f"lacks {name} of a text-to-image model"):
+        import_backbone(copied, dataset=ToyDataset(), family="text-to-image", out=tmp_path / "out")
 
 
 def test_a_vae_of_three_channels_is_refused(copied: Path):
