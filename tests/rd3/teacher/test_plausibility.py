@@ -84,7 +84,7 @@ def test_permuted_classes_are_refused_and_both_fixes_work(colours, tmp_path):
         out = tmp_path / str(len(keys))
         recipe, figures, said = bring(path, data, out, class_order=class_order)
         assert (figures["top1_pct"], said) == (good, [])
-        assert teacher.read_manifest(out).class_order == order
+        assert teacher.TeacherManifest.read(out).class_order == order
         loaded = teacher.load(out, recipe, data)
         assert torch.equal(loaded.network.fc.weight, data.weights(OWN)["fc.weight"])
         keys.append(recipe.key)
@@ -246,7 +246,7 @@ def test_a_wide_classifier_says_how_its_rows_are_stated(colours, tmp_path):
     order = read_class_order(tmp_path / "rows.txt")
     figures = bring(path, data, tmp_path / "out", class_order=order)[1]
     assert figures["top1_pct"] == data.top1_pct("test", OWN, OWN)
-    assert teacher.read_manifest(tmp_path / "out").class_order == [10, 11, 12, 13]
+    assert teacher.TeacherManifest.read(tmp_path / "out").class_order == [10, 11, 12, 13]
 
 
 def test_a_classifier_of_imagenet_is_pruned_as_the_error_says(colours, tmp_path):
