@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rd3.comparisons import LEAST, NO_SPREAD, corrected
+from rd3.comparisons import ALPHA, LEAST, NO_SPREAD, corrected
 from rd3.stats import PairedDifference, equivalence, paired_difference
 from rd3.values import Frozen
 
 Test = Literal["better", "same ranking", "evaluation"]
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided here"
-ALPHA = 0.05
-"""Significance level of every verdict."""
 
 
 class Claim(Frozen):

@@ -14,6 +14,8 @@ from rd3.stats import PairedDifference, equivalence, holm, paired_difference
 
 LEAST = 3
 """Shared seeds that a test needs."""
+ALPHA = 0.05
+"""Significance level of every verdict."""
 
 NO_SPREAD = 1e-9
 """Range of differences, in points of accuracy, below which they count as all the same.  That happens by chance where
@@ -37,11 +39,11 @@ class Comparison(NamedTuple):
     equivalent: float | None
     """p-value of the equivalence test after Holm's correction; None without a bound or a test."""
 
-    def separated(self, alpha: float = 0.05) -> bool:
+    def separated(self) -> bool:
         """Whether the corrected test finds a difference."""
-        return self.adjusted is not None and self.adjusted < alpha
+        return self.adjusted is not None and self.adjusted < ALPHA
 
-    def verdict(self, alpha: float = 0.05) -> str:
+    def verdict(self) -> str:
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
 
         ``equal within noise`` means that no difference was shown; ``equivalent``, that any difference was shown to be
@@ -49,9 +51,9 @@ class Comparison(NamedTuple):
         """
         if self.adjusted is None:
             return "not tested"
-        if self.equivalent is not None and self.equivalent < alpha:
+        if self.equivalent is not None and self.equivalent < ALPHA:
             return "equivalent"
-        return "different" if self.separated(alpha) else "equal within noise"
+        return "different" if self.separated() else "equal within noise"
 
 
 def compare_all(values: Values, *, bound: float | None = None) -> list[Comparison]:

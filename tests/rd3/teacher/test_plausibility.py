@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from rd3 import teacher
@@ -36,8 +36,11 @@ def bring(source, dataset, out, **options):
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 20), (3, 20), (34, 340), (50, 340), (9999, 10000), (7, 7)])
 def test_the_interval_is_wilsons(correct, count):
-    expected = binomtest(correct, count).proportion_ci(confidence_level=0.99, method="wilson")
-    assert wilson(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    """The observed proportion is as many standard errors away from each end as the level asks for."""
+    z, (low, high) = NormalDist().inv_cdf(0.995), wilson(correct, count)
+    assert 0 <= low <= correct / count <= high <= 1 and low < high
+    for end in (low, high):
+        assert (correct / count - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / count, abs=1e-12)
 
 
 def test_the_best_order_is_the_best_of_all():
