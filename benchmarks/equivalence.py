@@ -99,9 +99,9 @@ def main(dataset: str, store: Path, options: list[str]) -> int:
         print(f"{len(scores)} of {len(pairs)} pairs; no verdict before all are there")
     else:
         sides = [bf16 for bf16, _ in scores], [fp32 for _, fp32 in scores]
-        found, p_value = paired_difference(*sides, confidence=1 - 2 * ALPHA), equivalence(*sides, MARGIN_PCT)
+        apart, p_value = paired_difference(*sides, confidence=1 - 2 * ALPHA), equivalence(*sides, MARGIN_PCT)
         print(
-            f"mean difference {found.mean:+.2f}, {1 - 2 * ALPHA:.0%} interval {found.low:+.2f} to {found.high:+.2f}, "
+            f"mean difference {apart.mean:+.2f}, {1 - 2 * ALPHA:.0%} interval {apart.low:+.2f} to {apart.high:+.2f}, "
             f"p = {p_value:.2g}: {'' if p_value < ALPHA else 'not shown to be '}equivalent, margin {MARGIN_PCT:g}"
         )
     return code
