@@ -25,11 +25,13 @@ from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
-from rd3.stats import equivalence
+from rd3.stats import equivalence, paired_difference
 from rd3.store import FolderStore
 
 MARGIN_PCT = 1.0
 """Equivalence margin, in points of top-1 accuracy."""
+ALPHA = 0.05
+"""Level of each of the two tests."""
 
 
 class Registered(NamedTuple):
@@ -96,7 +98,12 @@ def main(dataset: str, store: Path, options: list[str]) -> int:
     if len(scores) < len(pairs):
         print(f"{len(scores)} of {len(pairs)} pairs; no verdict before all are there")
     else:
-        print(equivalence([bf16 for bf16, _ in scores], [fp32 for _, fp32 in scores], MARGIN_PCT))
+        sides = [bf16 for bf16, _ in scores], [fp32 for _, fp32 in scores]
+        apart, p_value = paired_difference(*sides, confidence=1 - 2 * ALPHA), equivalence(*sides, MARGIN_PCT)
+        print(
+            f"mean difference {apart.mean:+.2f}, {1 - 2 * ALPHA:.0%} interval {apart.low:+.2f} to {apart.high:+.2f}, "
+            f"p = {p_value:.2g}: {'' if p_value < ALPHA else 'not shown to be '}equivalent, margin {MARGIN_PCT:g}"
+        )
     return code
 
 

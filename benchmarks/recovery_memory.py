@@ -22,22 +22,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.students import built
 from pipelines.settings import session
-from rd3.datasets import Dataset, Split, open_dataset
+from rd3.datasets import Split, open_dataset
 from rd3.device import peak_mib, reset_peak
-from rd3.models import NormalisedNetwork, build_network
-from rd3.seeding import generator
 from rd3.synthetic_set import SetOnDisk, contact_sheet
 from rd3.testing import ToyDataset, trial_recipes, trial_set
 
 CPU = torch.device("cpu")
-
-
-def teacher_of(dataset: Dataset) -> NormalisedNetwork:
-    """An untrained ResNet-18, frozen, in eval mode."""
-    info, stream = dataset.info, generator(0, "benchmark teacher")
-    network = build_network("resnet18", info.num_classes, info.resolution, info.normalisation, stream)
-    return network.eval().requires_grad_(False)
 
 
 class Repeated(ToyDataset):
@@ -56,7 +48,7 @@ class Repeated(ToyDataset):
 def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: Path) -> None:
     """One set at 224 pixels; prints the peak of this process in MiB."""
     dataset = Repeated(ipc) if name is None else open_dataset(name, session().roots)
-    teacher = teacher_of(dataset)
+    teacher = built(dataset.info, "resnet18").eval().requires_grad_(False)
     recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
     trial_set(recipes, dataset, [teacher], folder, folder / "made")
     reset_peak(CPU)

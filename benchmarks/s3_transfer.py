@@ -117,7 +117,7 @@ def main() -> None:
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
                 found[way].append(measure(asked.root, folder, way))
                 print(f"{way:15} {found[way][-1][0]:9.2f} s", flush=True)
-        artifacts.verify(entry, Path(scratch) / "last")  # what is there now is what was sent, by hash
+        artifacts.fetch(entry, Path(scratch) / "last")  # what is there now is what was sent, by hash
     print(f"{asked.mib} MiB in {asked.files} files, {asked.rounds} rounds; load average {os.getloadavg()[0]:.1f}")
     print(f"{'':15} {'median s':>9} {'best s':>8} {'CPU s':>7} {'MiB above idle':>15}")
     for way, runs in found.items():

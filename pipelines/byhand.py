@@ -20,7 +20,6 @@ from rd3.planning.teacher_roles import teacher_recipe, teacher_role
 from rd3.preset_rules import Case
 from rd3.protocol import reductions
 from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
-from rd3.store import existing
 from tracking.ledger.ledger import recipe_of
 
 
@@ -118,8 +117,7 @@ def evaluations_of(
     catalog: Catalog,
 ) -> list[Recipe]:
     """Evaluation recipes of a set in the ledger, one per student seed, preceded by those of the teacher and the set."""
-    ledger = catalog.required_ledger
-    set_recipe = recipe_of(existing(ledger, "set", ledger.resolve("set", key)))
+    set_recipe = recipe_of(catalog.required_ledger.named("set", key))
     assert isinstance(set_recipe, SetRecipe)
     info = catalog.dataset(set_recipe.data.name)
     label_teacher = teacher_of(info.name, teacher, catalog) if teacher else None

@@ -25,17 +25,6 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
     return images.float().div_(torch.full((), 255.0, device=images.device))
 
 
-def patch_shuffle(images: torch.Tensor, factor: int, stream: torch.Generator) -> torch.Tensor:
-    """Permute whole columns of tiles and then whole rows of tiles, independently within each image.
-
-    The grid has ``factor`` strips in each direction; the last one takes the remainder.  Tiles of a row or column stay
-    together, so that factor 2 has exactly four outcomes.
-    """
-    columns = shuffled_strips(len(images), images.shape[3], factor, stream).to(images.device)
-    rows = shuffled_strips(len(images), images.shape[2], factor, stream).to(images.device)
-    return take_lines(images, columns, rows)
-
-
 def shuffled_strips(batch: int, side: int, factor: int, stream: torch.Generator) -> torch.Tensor:
     """(batch, side) int64: for each image, the source line (row or column) at each position.
 
@@ -60,15 +49,14 @@ def crop_boxes(
     min_area: float,
     stream: torch.Generator,
     *,
-    max_area: float = 1.0,
     ratio: tuple[float, float] = RATIO,
 ) -> torch.Tensor:
     """(batch, 4) int64 boxes (top, left, height, width), distributed as in torchvision's ``RandomResizedCrop``.
 
     The first of ten attempts with uniform area and log-uniform aspect ratio that fits is used; otherwise the largest
-    central box of an allowed ratio.  ``min_area`` and ``max_area`` are fractions of the image.
+    central box of an allowed ratio.  ``min_area`` is a fraction of the image.
     """
-    fraction = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, max_area, generator=stream)
+    fraction = torch.empty(batch, TRIES, dtype=torch.float64).uniform_(min_area, 1.0, generator=stream)
     area = height * width * fraction
     log_aspect = torch.empty(batch, TRIES, dtype=torch.float64)
     aspect = log_aspect.uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=stream).exp()
@@ -121,18 +109,10 @@ def _resize_weights(start: torch.Tensor, length: torch.Tensor, side: int, size: 
     return (weights / weights.sum(dim=2, keepdim=True)).float()
 
 
-def resized_crop(
-    images: torch.Tensor,
-    size: int,
-    min_area: float,
-    stream: torch.Generator,
-    *,
-    ratio: tuple[float, float] = RATIO,
-    antialias: bool = True,
-) -> torch.Tensor:
+def resized_crop(images: torch.Tensor, size: int, min_area: float, stream: torch.Generator) -> torch.Tensor:
     """Crop a random box of at least ``min_area`` of each image's area and resize it to ``size`` x ``size``."""
-    boxes = crop_boxes(len(images), images.shape[2], images.shape[3], min_area, stream, ratio=ratio)
-    return crop_and_resize(images, boxes, size, antialias=antialias)
+    boxes = crop_boxes(len(images), images.shape[2], images.shape[3], min_area, stream)
+    return crop_and_resize(images, boxes, size)
 
 
 def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: float = 0.5) -> torch.Tensor:

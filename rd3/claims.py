@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rd3.comparisons import LEAST, NO_SPREAD, corrected
+from rd3.comparisons import ALPHA, LEAST, NO_SPREAD, corrected
 from rd3.stats import PairedDifference, equivalence, paired_difference
 from rd3.values import Frozen
 
 Test = Literal["better", "same ranking", "evaluation"]
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be decided here"
-ALPHA = 0.05
-"""Significance level of every verdict."""
 
 
 class Claim(Frozen):
@@ -74,7 +72,7 @@ def _p_value(case: Sequence[Sequence[float]]) -> float | None:
 def _equivalent(case: Sequence[Sequence[float]], bound: float | None) -> float | None:
     if bound is None or len(case) > 1 or not _contrasts(case):
         return None
-    return equivalence(case[0], [0.0] * len(case[0]), bound).p_value
+    return equivalence(case[0], [0.0] * len(case[0]), bound)
 
 
 def _contrasts(case: Sequence[Sequence[float]]) -> list[PairedDifference]:

@@ -14,6 +14,8 @@ from rd3.stats import PairedDifference, equivalence, holm, paired_difference
 
 LEAST = 3
 """Shared seeds that a test needs."""
+ALPHA = 0.05
+"""Significance level of every verdict."""
 
 NO_SPREAD = 1e-9
 """Range of differences, in points of accuracy, below which they count as all the same.  That happens by chance where
@@ -37,11 +39,11 @@ class Comparison(NamedTuple):
     equivalent: float | None
     """p-value of the equivalence test after Holm's correction; None without a bound or a test."""
 
-    def separated(self, alpha: float = 0.05) -> bool:
+    def separated(self) -> bool:
         """Whether the corrected test finds a difference."""
-        return self.adjusted is not None and self.adjusted < alpha
+        return self.adjusted is not None and self.adjusted < ALPHA
 
-    def verdict(self, alpha: float = 0.05) -> str:
+    def verdict(self) -> str:
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
 
         ``equal within noise`` means that no difference was shown; ``equivalent``, that any difference was shown to be
@@ -49,26 +51,23 @@ class Comparison(NamedTuple):
         """
         if self.adjusted is None:
             return "not tested"
-        if self.equivalent is not None and self.equivalent < alpha:
+        if self.equivalent is not None and self.equivalent < ALPHA:
             return "equivalent"
-        return "different" if self.separated(alpha) else "equal within noise"
+        return "different" if self.separated() else "equal within noise"
 
 
-def compare_all(values: Values, *, bound: float | None = None, confidence: float = 0.95) -> list[Comparison]:
+def compare_all(values: Values, *, bound: float | None = None) -> list[Comparison]:
     """Every pair of methods, in the order of ``values``, as one family of paired t-tests with Holm's correction.
 
-    With a ``bound``, two one-sided tests of equivalence within ± bound are a second family.  ``confidence`` is that of
-    each difference's interval by itself.
+    With a ``bound``, two one-sided tests of equivalence within ± bound are a second family.  The 95 % interval of each
+    difference is that of the pair by itself.
     """
-    return families([values], bound=bound, confidence=confidence)[0]
+    return families([values], bound=bound)[0]
 
 
-def families(
-    settings: Sequence[Values], *, bound: float | None = None, confidence: float = 0.95
-) -> list[list[Comparison]]:
+def families(settings: Sequence[Values], *, bound: float | None = None) -> list[list[Comparison]]:
     """The comparisons of :func:`compare_all` for each setting (values of one protocol), corrected over all together."""
-    found = [[_compared(values, *pair, bound, confidence) for pair in itertools.combinations(values, 2)]
-             for values in settings]  # fmt: skip
+    found = [[_compared(values, *pair, bound) for pair in itertools.combinations(values, 2)] for values in settings]
     flat = [one for comparisons in found for one in comparisons]
     adjusted = corrected([one.adjusted for one in flat])
     equivalent = corrected([one.equivalent for one in flat])
@@ -77,15 +76,15 @@ def families(
     return [list(itertools.islice(rest, len(comparisons))) for comparisons in found]
 
 
-def _compared(values: Values, first: str, second: str, bound: float | None, confidence: float) -> Comparison:
+def _compared(values: Values, first: str, second: str, bound: float | None) -> Comparison:
     shared = [seed for seed in values[first] if seed in values[second]]
     if len(shared) < LEAST:
         return Comparison(first, second, len(shared), None, None, None)
     sides = [values[first][seed] for seed in shared], [values[second][seed] for seed in shared]
-    difference = paired_difference(*sides, confidence)
+    difference = paired_difference(*sides)
     if difference.high - difference.low < NO_SPREAD and abs(difference.mean) > NO_SPREAD:
         return Comparison(first, second, len(shared), difference, None, None)
-    equal = None if bound is None else equivalence(*sides, bound).p_value
+    equal = None if bound is None else equivalence(*sides, bound)
     return Comparison(first, second, len(shared), difference, difference.p_value, equal)
 
 

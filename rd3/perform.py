@@ -410,7 +410,7 @@ def perform(
     Parents are read from ``store``; storing the files and the entry is up to the caller.  ``shared_machine``, whether
     other work runs at the same time, is recorded in the manifest of a set.  ``larger`` is the key of a set that begins
     with the images of this one, which are copied from it if the store has it.  ``tested`` is called after each test
-    during an evaluation, see :func:`rd3.evaluation.posteval.train_and_test`.  ``keep_student``: the weights of the
+    during an evaluation, see :class:`rd3.evaluation.student.Evaluation`.  ``keep_student``: the weights of the
     student of an evaluation are one of its files.  ``cached_logits``: how an evaluation handles cached logits of its
     teachers; by default there are none.  Raises subclasses of :class:`RD3Error`.
     """

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from rd3.errors import RD3Error, StoreError
 
@@ -50,6 +51,14 @@ def open_standard_streams() -> None:
         name = ("stdin", "stdout", "stderr")[number]
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def stat_of(process: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` from the state on; none if the process has ended, or where there is no /proc."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def is_running(process: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rd3.comparisons import LEAST, Comparison, Values, compare_all, families
+from rd3.comparisons import ALPHA, LEAST, Comparison, Values, compare_all, families
 from rd3.errors import BadValue
 from rd3.seeding import derive
 from rd3.stats import mean
@@ -65,15 +65,15 @@ def average_ranks(blocks: Sequence[Mapping[str, float]]) -> AverageRanks:
     return AverageRanks(ranks, float(stats.friedmanchisquare(*scores.T).pvalue))
 
 
-def rank_intervals(values: Values, alpha: float = 0.05) -> dict[str, tuple[int, int]]:
-    """The ranks (1 is the best) that each method may have, with a joint confidence of 1 - ``alpha`` for all methods.
+def rank_intervals(values: Values) -> dict[str, tuple[int, int]]:
+    """The ranks (1 is the best) that each method may have, with a joint confidence of 95 % for all methods.
 
     A method's best rank is one more than the number of methods that are significantly better, its worst rank leaves out
     those that are significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024), by :func:`compare_all`.
     """
     better, worse = dict.fromkeys(values, 0), dict.fromkeys(values, 0)
     for one in compare_all(values):
-        if one.difference is not None and one.separated(alpha):
+        if one.difference is not None and one.separated():
             winner, loser = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
             better[loser] += 1
             worse[winner] += 1
@@ -92,12 +92,12 @@ def rank_bootstrap(scores: NDArray[np.float64], draws: int = 2000, confidence: f
     return np.quantile(ranks, ends, axis=0, method="inverted_cdf").astype(np.int64)
 
 
-def ranking_agreement(first: Values, second: Values, *, alpha: float = 0.05, draws: int = 2000) -> RankingAgreement:
+def ranking_agreement(first: Values, second: Values, *, draws: int = 2000) -> RankingAgreement:
     """Kendall's tau (tau-a: a tied pair counts zero) between the rankings by mean in two settings, with intervals.
 
     Both settings need the same methods, at least two; seeds that all methods have in both settings count.  The
     bootstrap resamples seeds jointly for all methods and both settings; like :func:`rank_bootstrap` it describes.  The
-    simultaneous ``interval`` holds the true tau with a probability of at least 1 - ``alpha``: pairs of methods that
+    simultaneous ``interval`` holds the true tau with a probability of at least 95 %: pairs of methods that
     Holm's correction over both settings separates in both are fixed, and every other pair may go either way.
     """
     one, other = _shared_matrices(first, second)
@@ -105,19 +105,19 @@ def ranking_agreement(first: Values, second: Values, *, alpha: float = 0.05, dra
     pairs = one.shape[1] * (one.shape[1] - 1) // 2
     if len(one) < LEAST:
         return RankingAgreement(tau, None, None, 0, 0, pairs)
-    signs = [[_sign(pair, alpha) for pair in family] for family in families([_by_seed(one), _by_seed(other)])]
+    signs = [[_sign(pair) for pair in family] for family in families([_by_seed(one), _by_seed(other)])]
     products = [a * b for a, b in zip(*signs, strict=True)]
     same, opposite = products.count(1), products.count(-1)
     undecided = pairs - same - opposite
     drawn = _resampled_means(np.concatenate([one, other], axis=1), draws)
     taus = _tau(drawn[:, : one.shape[1]], drawn[:, one.shape[1] :])
-    low, high = np.quantile(taus, [alpha / 2, 1 - alpha / 2], method="inverted_cdf")
+    low, high = np.quantile(taus, [ALPHA / 2, 1 - ALPHA / 2], method="inverted_cdf")
     interval = ((same - opposite - undecided) / pairs, (same - opposite + undecided) / pairs)
     return RankingAgreement(tau, (float(low), float(high)), interval, same, opposite, undecided)
 
 
-def _sign(pair: Comparison, alpha: float) -> int:
-    if pair.difference is None or not pair.separated(alpha):
+def _sign(pair: Comparison) -> int:
+    if pair.difference is None or not pair.separated():
         return 0
     return 1 if pair.difference.mean > 0 else -1
 
@@ -165,7 +165,9 @@ def _resampled_means(scores: NDArray[np.float64], draws: int) -> NDArray[np.floa
 
 def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Ranks along the last dimension; the highest score has rank 1, and equal ones share the better rank."""
-    ranks: NDArray[np.int64] = 1 + (scores[..., None, :] > scores[..., :, None]).sum(axis=-1)
+    from scipy import stats
+
+    ranks: NDArray[np.int64] = stats.rankdata(-scores, method="min", axis=-1).astype(np.int64)
     return ranks
 
 

@@ -1,4 +1,4 @@
-"""Statistics over seeds: summaries for tables, paired differences, equivalence tests and corrections.
+"""Statistics over seeds: means and their intervals, paired differences, equivalence tests and corrections.
 
 All functions take plain sequences of numbers, one per seed; *paired* ones take two sequences whose entries share the
 seed.  Intervals use Student's t, as three to ten seeds are typical.
@@ -16,16 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from rd3.errors import BadValue
 
 
-class Summary(NamedTuple):
-    """Mean ± std (n), with a confidence interval; ``std``, ``low`` and ``high`` are None for a single value."""
-
-    n: int
-    mean: float
-    std: float | None
-    low: float | None
-    high: float | None
-
-
 class PairedDifference(NamedTuple):
     """Mean of first minus second, with its interval and the two-sided p-value."""
 
@@ -34,18 +24,6 @@ class PairedDifference(NamedTuple):
     low: float
     high: float
     p_value: float
-
-
-class Equivalence(NamedTuple):
-    """Outcome of two one-sided tests: ``low`` to ``high`` is the (1 - 2 alpha) interval of the mean difference."""
-
-    n: int
-    difference: float
-    bound: float
-    low: float
-    high: float
-    p_value: float
-    equivalent: bool
 
 
 class VarianceComponents(NamedTuple):
@@ -68,17 +46,11 @@ def std(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def confidence_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the mean by Student's t; raises :class:`BadValue` for fewer than two values."""
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t; raises :class:`BadValue` for fewer than two values."""
     _at_least(values, 2)
     centre, error = _mean_and_error(values)
-    return _interval(centre, error, len(values) - 1, confidence)
-
-
-def summary(values: Sequence[float], confidence: float = 0.95) -> Summary:
-    """Mean, standard deviation and confidence interval, for a cell of a table."""
-    low, high = confidence_interval(values, confidence) if len(values) > 1 else (None, None)
-    return Summary(len(values), mean(values), std(values), low, high)
+    return _interval(centre, error, len(values) - 1, 0.95)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:
@@ -95,29 +67,23 @@ def paired_difference(first: Sequence[float], second: Sequence[float], confidenc
     return PairedDifference(len(differences), centre, low, high, p_value)
 
 
-def equivalence(first: Sequence[float], second: Sequence[float], bound: float, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided paired t-tests (TOST, Schuirmann 1987): are the sequences equivalent within ± ``bound``?
+def equivalence(first: Sequence[float], second: Sequence[float], bound: float) -> float:
+    """p-value of two one-sided paired t-tests (TOST, Schuirmann 1987): are the sequences equivalent within ± ``bound``?
 
-    ``p_value`` is the larger of the two; equivalence is claimed if it is below ``alpha``, that is, if the
-    (1 - 2 alpha) interval lies within the bounds.  "No significant difference" is not equivalence.
+    It is the larger of the two; equivalence is claimed if it is below alpha, that is, if the (1 - 2 alpha) interval of
+    the difference lies within the bounds.  "No significant difference" is not equivalence.
     """
     from scipy import special
 
     if bound <= 0:
         raise BadValue(f"The bound of an equivalence test is {bound}, expected a positive number.")
-    if not 0 < alpha < 0.5:
-        raise BadValue(f"The level of an equivalence test is {alpha}, expected one between 0 and 0.5.", "e.g. 0.05")
     differences = _differences(first, second)
     centre, error = _mean_and_error(differences)
-    df = len(differences) - 1
-    low, high = _interval(centre, error, df, 1 - 2 * alpha)
     if error == 0:
-        p_value = 0.0 if abs(centre) < bound else 1.0
-    else:
-        above = float(special.stdtr(df, -(centre + bound) / error))
-        below = float(special.stdtr(df, (centre - bound) / error))
-        p_value = max(above, below)
-    return Equivalence(len(differences), centre, bound, low, high, p_value, p_value < alpha)
+        return 0.0 if abs(centre) < bound else 1.0
+    above = float(special.stdtr(len(differences) - 1, -(centre + bound) / error))
+    below = float(special.stdtr(len(differences) - 1, (centre - bound) / error))
+    return max(above, below)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

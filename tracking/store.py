@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from rd3.errors import DataMissing, RD3Error
+from rd3.errors import RD3Error
 from rd3.recipe import read_recipe
 from rd3.store import Entry, existing
 from tracking.ledger.identity import identity
@@ -40,15 +40,8 @@ class TrackedStore:
         """Whether files with the names of the entry's files exist; contents are not read."""
         return artifacts.exists(entry, self.place.tracking_uri)
 
-    def verify(self, entry: Entry) -> None:
-        """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file of the entry has the recorded sha256."""
-        artifacts.verify(entry, self.cache, self.place.tracking_uri)
-
     def fetch(self, kind: str, key: str) -> Path:
-        entry = self.find(kind, key)
-        if entry is None:
-            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
-        return artifacts.fetch(entry, self.cache, self.place.tracking_uri)
+        return artifacts.fetch(existing(self, kind, key), self.cache, self.place.tracking_uri)
 
     def put(self, entry: Entry, folder: Path, facts: dict[str, Fact] | None = None, *, source: str = "") -> Entry:
         """Log the files to an MLflow run, then write the ledger entry, and return that entry.
@@ -113,8 +106,6 @@ class GivenStore:
 
     def fetch(self, kind: str, key: str) -> Path:
         if (kind, key) not in self._fetched:
-            entry = self.find(kind, key)
-            if entry is None:
-                raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
+            entry = existing(self, kind, key)
             self._fetched[kind, key] = artifacts.fetch(entry, self.place.home / "cache", self.place.tracking_uri)
         return self._fetched[kind, key]

@@ -76,9 +76,7 @@ def ledger_line(here: Session) -> str:
     return f"{line}; RD3's home {here.home} does not exist: change to the folder where you ran RD3, or set RD3_HOME"
 
 
-def show_table(
-    rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, title: str | None = None, empty: str = ""
-) -> None:
+def show_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empty: str = "") -> None:
     """Print rows with equal keys as a table or as a JSON array of objects.
 
     ``empty``: where rows were searched for, shown if there are none.
@@ -89,7 +87,7 @@ def show_table(
     if not rows:
         console.print(f"no results yet: {empty}" if empty else "no results yet", soft_wrap=True)
         return
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:

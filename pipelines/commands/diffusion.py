@@ -91,21 +91,20 @@ def verify(
     from rd3.diffusion.recognition import recognition
     from rd3.errors import DataCorrupt
     from rd3.recipe import BackboneRecipe
-    from rd3.store import existing
     from tracking.ledger.ledger import recipe_of
     from tracking.store import TrackedStore
 
     workspace = Workspace()
     store = TrackedStore(workspace.session)
-    whole = store.ledger.resolve("backbone", key)
-    recipe = recipe_of(existing(store, "backbone", whole))
+    entry = store.ledger.named("backbone", key)
+    recipe = recipe_of(entry)
     assert isinstance(recipe, BackboneRecipe)
-    folder = store.fetch("backbone", whole)
+    folder = store.fetch("backbone", entry.key)
     backbone = open_backbone(folder, recipe, workspace.dataset(recipe.data.name).info)
     recorded = BackboneManifest.read(folder).content
     if content_digest(backbone) != recorded:
-        raise DataCorrupt(f"The tensors of backbone {whole[:12]} do not have the digest of its manifest.")
-    row = {"backbone": whole[:12], "tensors": f"as recorded ({recorded[:12]})"}
+        raise DataCorrupt(f"The tensors of backbone {entry.key[:12]} do not have the digest of its manifest.")
+    row = {"backbone": entry.key[:12], "tensors": f"as recorded ({recorded[:12]})"}
     if teacher is not None:
         network = workspace.teacher(recipe.data.name, teacher)
         with progress_bar("generate") as progress:

@@ -28,11 +28,10 @@ def export(
     those of its set (`own`)."""
     from rd3.perform import export_labels
     from rd3.recipe import EvaluationRecipe, recipe_of_kind
-    from rd3.store import existing
     from tracking.store import TrackedStore
 
     here = session()
-    entry = existing(here.ledger, "evaluation", here.ledger.resolve("evaluation", key))
+    entry = here.ledger.named("evaluation", key)
     recipe = recipe_of_kind(entry.recipe, EvaluationRecipe)
     written = export_labels(
         recipe, TrackedStore(here), here.roots, out, device=device, precision=entry.result.get("ran_precision")

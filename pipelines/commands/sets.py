@@ -38,10 +38,7 @@ def list_sets(as_json: JsonOption = False) -> None:
 @app.command("show")
 def show(key: KeyArgument) -> None:
     """Print the ledger entry of a set."""
-    from rd3.store import existing
-
-    ledger = session().ledger
-    console.print_json(existing(ledger, "set", ledger.resolve("set", key)).model_dump_json())
+    console.print_json(session().ledger.named("set", key).model_dump_json())
 
 
 @app.command("verify")

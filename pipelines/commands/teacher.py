@@ -117,18 +117,16 @@ def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the tea
     from rd3 import teacher
     from rd3.datasets import open_dataset
     from rd3.recipe import TeacherRecipe
-    from rd3.store import existing
     from tracking.ledger.ledger import recipe_of
     from tracking.store import TrackedStore
 
     here = session()
     store = TrackedStore(here)
-    whole = here.ledger.resolve("teacher", key)
-    entry = existing(store, "teacher", whole)
+    entry = here.ledger.named("teacher", key)
     recipe = recipe_of(entry)
     assert isinstance(recipe, TeacherRecipe)
     found = teacher.verify(
-        store.fetch("teacher", whole),
+        store.fetch("teacher", entry.key),
         recipe,
         open_dataset(recipe.data.name, here.roots),
         device="cpu",

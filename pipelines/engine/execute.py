@@ -17,7 +17,6 @@ from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.driver import Driver, StopDriver
 from pipelines.engine.eta import Eta, eta_of
-from pipelines.engine.folder_lock import in_use
 from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.job import work_folder
@@ -27,6 +26,7 @@ from pipelines.engine.progress import View, open_view
 from pipelines.engine.workers import RayWorkers, Workers
 from pipelines.grid.queue import RecipeQueue
 from pipelines.settings import Session
+from rd3.locks import is_locked
 from rd3.recipe import Key
 from tracking.runs.runs import Tracker
 from tracking.store import EXPERIMENT
@@ -170,7 +170,7 @@ def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> 
     running = {key: queue.recipes[key].kind for key in queue.running} if queue is not None else {}
     folders = [work_folder(home, kind, key) for key, kind in running.items()]
     deadline = time.monotonic() + _WORKERS_GONE_S
-    while any(in_use(folder) for folder in folders) and time.monotonic() < deadline:
+    while any(is_locked(folder / "lock") for folder in folders) and time.monotonic() < deadline:
         time.sleep(0.1)
     for key, kind in running.items():
         trial_log.append(home, "fail", kind, key, status="killed", reason=reason)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rd3.errors import RD3Error
-from rd3.locks import is_locked
 from rd3.perform import Progress
 
 ORPHAN_WAIT_S = 120.0
@@ -44,8 +43,3 @@ def alone_in(folder: Path, progress: Progress) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process currently uses a recipe's folder."""
-    return is_locked(folder / "lock")

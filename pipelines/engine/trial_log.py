@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.settings import trial_log_path
-from rd3.processes import is_running
+from rd3.processes import is_running, stat_of
 
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
@@ -72,9 +72,6 @@ def alive(event: dict[str, Any]) -> bool:
     """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
     if event["host"] != platform.node() or not is_running(event["pid"]):
         return False
-    try:
-        stat = Path(f"/proc/{event['pid']}/stat").read_text()
-    except OSError:  # it has just ended, or there is no /proc
-        return is_running(event["pid"])
+    fields = stat_of(event["pid"])
     # A zombie has ended, but its parent has not collected its exit status yet.
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return fields[0] != "Z" if fields else is_running(event["pid"])

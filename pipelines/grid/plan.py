@@ -182,7 +182,7 @@ def plan_session(
         expansion,
         session.ledger,
         exists=exists,
-        verify=partial(artifacts.verify, cache=session.home / "cache", tracking_uri=uri),
+        verify=partial(artifacts.fetch, cache=session.home / "cache", tracking_uri=uri),
         rates=price.rates,
         slots=slots or price.devices,
         priced=f"{price.source}; precision auto is {price.rates.auto} there",
@@ -209,7 +209,7 @@ def make_plan(
     ledger: Ledger,
     *,
     exists: Callable[[Entry], bool],
-    verify: Callable[[Entry], None],
+    verify: Callable[[Entry], object],
     rates: Rates = CPU_THREAD,
     slots: int = 1,
     priced: str = "",
@@ -311,7 +311,7 @@ def _wanted(
     there: set[Key],
     stale: list[tuple[str, Key]],
     studentless: set[Key],
-    verify: Callable[[Entry], None],
+    verify: Callable[[Entry], object],
 ) -> set[Key]:
     """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
     wanted: set[Key] = set()

@@ -4,8 +4,8 @@
 is never mistaken for the complete dataset.
 """
 
-from rd3.datasets._base import SPLITS, Dataset, DatasetInfo, Roots, Split, class_list_hash
-from rd3.datasets._classes import check_order, class_list
+from rd3.datasets._base import Dataset, DatasetInfo, Roots, Split, class_list_hash
+from rd3.datasets._classes import check_order
 from rd3.datasets._registry import (
     dataset_fingerprint,
     dataset_info,
@@ -21,7 +21,6 @@ from rd3.datasets._user import add_folder, register, registration, shorter_sides
 
 __all__ = [
     "SOURCES",
-    "SPLITS",
     "Copy",
     "Counts",
     "Dataset",
@@ -33,7 +32,6 @@ __all__ = [
     "Split",
     "add_folder",
     "check_order",
-    "class_list",
     "class_list_hash",
     "dataset_fingerprint",
     "dataset_info",

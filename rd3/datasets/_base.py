@@ -17,7 +17,6 @@ from rd3.recipe import Normalisation
 from rd3.values import Frozen
 
 Split = Literal["train", "fit", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "fit", "validation", "test")
 """``train``: all training images, which are ``fit`` plus ``validation`` (held out); ``test``: the test images."""
 
 

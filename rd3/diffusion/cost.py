@@ -24,6 +24,11 @@ class Sizes(NamedTuple):
     autoencoder: Cost = Cost()
     """Of encoding and decoding one image, where the model has an autoencoder of its own."""
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the model's files."""
+        return _BYTES_PER_VALUE * self.values
+
 
 PUBLISHED = {
     "dit": Sizes(Cost(2 * 118.64e9, 5e9), 833_000_000, 4 * 32**2),
@@ -70,28 +75,9 @@ SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
 free."""
 
 
-def _sizes_of(recipe: BackboneRecipe) -> Sizes:
+def sizes_of(recipe: BackboneRecipe) -> Sizes:
+    """Sizes of a backbone; zero for a family that is not listed."""
     if recipe.imported:
         return PUBLISHED.get(recipe.family, Sizes())
     sized = SIZED.get(recipe.family)
     return sized(recipe.config, recipe.resolution) if sized is not None else Sizes()
-
-
-def pass_cost(recipe: BackboneRecipe) -> Cost:
-    """Cost of one image's forward pass through the denoiser of a backbone."""
-    return _sizes_of(recipe).forward
-
-
-def autoencoder_cost(recipe: BackboneRecipe) -> Cost:
-    """Cost of encoding and decoding one image, which training an autoencoder takes forwards and backwards."""
-    return _sizes_of(recipe).autoencoder
-
-
-def latent_values(recipe: BackboneRecipe) -> int:
-    """Number of values of one latent of a backbone."""
-    return _sizes_of(recipe).latent
-
-
-def backbone_bytes(recipe: BackboneRecipe) -> int:
-    """Size of a backbone's files, in bytes."""
-    return _BYTES_PER_VALUE * _sizes_of(recipe).values

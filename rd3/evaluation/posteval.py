@@ -22,7 +22,7 @@ from rd3.errors import BadValue, ClassOrderError, ends_the_process
 from rd3.evaluation.own_teacher import identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
-from rd3.evaluation.student import Evaluation, Progress, StudentTraining, Tested
+from rd3.evaluation.student import Evaluation, Progress, StudentTraining
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.evaluation.views import Batch
 from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
@@ -175,7 +175,6 @@ def train_and_test(
     *,
     device: torch.device | str,
     progress: Progress = lambda fraction, note: None,
-    tested: Tested | None = None,
     soft_labels: SoftLabels | None = None,
 ) -> EvalResult:
     """Train the recipe's student on a synthetic set and test it on the recipe's test split.
@@ -184,14 +183,12 @@ def train_and_test(
     are not modified; ``soft_labels``: those that the set comes with.  All random numbers derive from the student seed,
     so a run on one CPU thread is bitwise reproducible.  Raises :class:`Diverged` for a loss that is not finite, after
     its epoch or, on CUDA, some later.
-    ``tested`` is called after each test at the protocol's ``test_epochs``; an exception from it ends the training (a
-    pruned trial).
 
     Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
     with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
     dropped, since batch normalisation needs two; the references keep it.
     """
-    evaluation = Evaluation(recipe, images, labels, teachers, progress, tested, soft_labels=soft_labels)
+    evaluation = Evaluation(recipe, images, labels, teachers, progress, soft_labels=soft_labels)
     [outcome] = train_pack([evaluation], dataset, device=device)
     if isinstance(outcome, Exception):
         raise outcome

@@ -60,6 +60,8 @@ class Evaluation:
     """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
+    """Called after each test at the protocol's ``test_epochs``; an exception from it ends the training (a pruned
+    trial)."""
     keep: Path | None = None
     """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
     cached_logits: CachedLogits | None = None

@@ -4,7 +4,7 @@
 input is accepted or refused everywhere with the same words.
 """
 
-from rd3.inputs.checked import ImagesAndLabels, check_images_and_labels
+from rd3.inputs.checked import check_images_and_labels
 from rd3.inputs.class_order import StatedOrder, named_labels
 from rd3.inputs.files import (
     IMAGE_SUFFIXES,
@@ -32,7 +32,6 @@ __all__ = [
     "DOUBTFUL",
     "IMAGE_SUFFIXES",
     "WIDER",
-    "ImagesAndLabels",
     "Note",
     "Say",
     "StatedOrder",

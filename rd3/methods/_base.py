@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.diffusion.derivation import Derive
-from rd3.errors import BadValue, UnknownName
+from rd3.errors import BadValue, UnknownName, Unsupported
 from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import CollectionSettings, SetRecipe
@@ -126,13 +126,22 @@ class Context:
         """Run network passes at the recipe's precision; cast outputs to fp32 for statistics and losses."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def class_indices(self, label: int) -> np.ndarray:
-        """Positions of the images of one class in :attr:`split`, ascending, as (n,) int64."""
+    def class_indices(self, label: int, wanted: int = 0) -> np.ndarray:
+        """Positions of the images of one class in :attr:`split`, ascending, as (n,) int64.
+
+        Raises :class:`Unsupported` if there are fewer than ``wanted``, for methods that need an image for each of IPC.
+        """
         split = self.split
         labels = self.shared.get("labels")
         if labels is None:
             labels = self.shared["labels"] = self.dataset.labels(split)
-        return np.flatnonzero(labels == label)
+        indices = np.flatnonzero(labels == label)
+        if len(indices) < wanted:
+            raise Unsupported(
+                f"Class {self.info.class_ids[label]} has {len(indices)} images in split {split}, IPC is "
+                f"{self.recipe.ipc}."
+            )
+        return indices
 
     @property
     def split(self) -> Split:

@@ -10,7 +10,6 @@ import numpy as np
 
 from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
-from rd3.errors import Unsupported
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs
 from rd3.methods._patch_scoring import passes_at_once
@@ -38,24 +37,12 @@ class FeatureCoreset(Method):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
-            indices = checked_class_indices(block, ctx)
+            indices = ctx.class_indices(block.labels[0], len(block.members))
             chosen = self.select(teacher_features(indices, ctx), len(block.members))
             return ctx.dataset.images(ctx.split, indices[chosen].tolist())
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         return info.train_count * forward(recipe.teachers[0])
-
-
-def checked_class_indices(block: Block, ctx: Context) -> np.ndarray:
-    """(n,) int64 positions of the images of a block's class; raises :class:`Unsupported` if IPC is larger than n."""
-    label = block.labels[0]
-    indices = ctx.class_indices(label)
-    if len(block.members) > len(indices):
-        raise Unsupported(
-            f"Class {ctx.info.class_ids[label]} has {len(indices)} images in split {ctx.split}, IPC is "
-            f"{ctx.recipe.ipc}."
-        )
-    return indices
 
 
 def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:

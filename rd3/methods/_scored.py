@@ -12,7 +12,6 @@ from pydantic import Field
 from rd3.datasets import DatasetInfo
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs, Recording, Settings
-from rd3.methods._coreset import checked_class_indices
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -47,10 +46,11 @@ class ScoredCoreset(Method):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         with ctx.phase("select"):
-            indices = checked_class_indices(block, ctx)
+            label = block.labels[0]
+            indices = ctx.class_indices(label, len(block.members))
             if "hardness" not in ctx.shared:
                 ctx.shared["hardness"] = self.hardness(ctx.dynamics, ctx.settings)
-            scores, label = ctx.shared["hardness"][indices], block.labels[0]
+            scores = ctx.shared["hardness"][indices]
             settings: ScoredSettings = ctx.settings
             chosen = ccs(scores, len(block.members), settings.beta, settings.strata, ctx.rng("select", label))
             return ctx.dataset.images(ctx.split, indices[chosen].tolist())

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import DatasetInfo
-from rd3.errors import Unsupported
-from rd3.methods import Block, Context, Cost, Method, Settings, register_method
+from rd3.methods import Block, Context, Cost, Method, register_method
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 
 _GROUP = 100
 """Classes in a block; how classes are grouped changes no image."""
-
-
-class RandomSettings(Settings):
-    """No settings."""
 
 
 @register_method("random", version=1)
@@ -35,8 +30,6 @@ class Random(Method):
     Source: "Rectified Decoupled Dataset Distillation" (RD3), Table 7; the set is fixed by its set seed.
     """
 
-    Settings = RandomSettings
-
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
         return True
 
@@ -52,12 +45,7 @@ class Random(Method):
     def _pick(self, label: int, k: int, ctx: Context) -> int:
         import torch
 
-        indices = ctx.class_indices(label)
-        if k >= len(indices):
-            raise Unsupported(
-                f"Class {ctx.info.class_ids[label]} has {len(indices)} images in split {ctx.split}, IPC is "
-                f"{ctx.recipe.ipc}."
-            )
+        indices = ctx.class_indices(label, k + 1)
         order = torch.randperm(len(indices), generator=ctx.rng("select", label))
         return int(indices[order[k]])
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from rd3.methods import register_method
-from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
-
-
-class SRe2LSettings(MatchingSettings):
-    """Settings as in the released ``recover*.sh`` scripts."""
+from rd3.methods._bn_matching import BatchNormMatching
 
 
 @register_method("sre2l", version=1)
@@ -27,5 +23,4 @@ class SRe2L(BatchNormMatching):
     authors fix no seed; stored losslessly unless ``save_format`` is ``jpeg``.
     """
 
-    Settings = SRe2LSettings
     side_by_side = True

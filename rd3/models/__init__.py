@@ -7,7 +7,7 @@ Other packages add networks with :func:`register_network` and the entry-point gr
 from typing import TYPE_CHECKING, Any
 
 from rd3.models._base import NETWORKS, Cost, Extent, Network, NetworkInfo, network_info, network_names, register_network
-from rd3.models._build import build_network, extent, forward_cost, parameter_count, state_shapes
+from rd3.models._build import build_network, extent, forward_cost, state_shapes
 
 if TYPE_CHECKING:
     from rd3.models._folded import folded
@@ -26,7 +26,6 @@ __all__ = [
     "forward_cost",
     "network_info",
     "network_names",
-    "parameter_count",
     "register_network",
     "state_shapes",
 ]

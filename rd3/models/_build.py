@@ -44,11 +44,6 @@ def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
         return network.build(num_classes, resolution).eval().requires_grad_(False)
 
 
-def parameter_count(name: str, num_classes: int, resolution: int) -> int:
-    """Number of trainable parameters."""
-    return sum(weight.numel() for weight in _on_meta(name, num_classes, resolution).parameters())
-
-
 def state_shapes(name: str, num_classes: int, resolution: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's state dict; needs no memory for it."""
     return {key: tuple(value.shape) for key, value in _on_meta(name, num_classes, resolution).state_dict().items()}

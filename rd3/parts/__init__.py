@@ -7,17 +7,14 @@ atomically, so that the parts are readable at any time.
 """
 
 from rd3.parts._collect import Collector
-from rd3.parts._format import NOTES, PART_BYTES, PARTS, PATTERN, SHARD_BYTES
-from rd3.parts._unpack import Unpacked, holds_parts, unpack
+from rd3.parts._format import PART_BYTES, PARTS, SHARD_BYTES
+from rd3.parts._unpack import holds_parts, unpack
 
 __all__ = [
-    "NOTES",
     "PARTS",
     "PART_BYTES",
-    "PATTERN",
     "SHARD_BYTES",
     "Collector",
-    "Unpacked",
     "holds_parts",
     "unpack",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.cost import autoencoder_cost, backbone_bytes, pass_cost
+from rd3.diffusion.cost import sizes_of
 from rd3.diffusion.derivation import derivation_of
 from rd3.methods import METHODS
 from rd3.models import Cost
@@ -117,7 +117,8 @@ def _statistics_bytes(recipe: StatisticsRecipe, info: DatasetInfo, parent: Paren
 
 
 def _backbone_work(recipe: BackboneRecipe, info: DatasetInfo, _parent: Parent) -> Work:
-    stages = ((recipe.training, pass_cost(recipe)), (recipe.autoencoder, autoencoder_cost(recipe)))
+    sizes = sizes_of(recipe)
+    stages = ((recipe.training, sizes.forward), (recipe.autoencoder, sizes.autoencoder))
     cost, steps = Cost(), 0
     for training, forward in stages:
         if training is not None:  # an import is not trained
@@ -127,7 +128,7 @@ def _backbone_work(recipe: BackboneRecipe, info: DatasetInfo, _parent: Parent) -
 
 
 def _backbone_bytes(recipe: BackboneRecipe, _info: DatasetInfo, _parent: Parent) -> int:
-    return backbone_bytes(recipe)
+    return sizes_of(recipe).file_bytes
 
 
 def _backbone_epochs(recipe: BackboneRecipe, _info: DatasetInfo) -> int:
@@ -136,7 +137,7 @@ def _backbone_epochs(recipe: BackboneRecipe, _info: DatasetInfo) -> int:
 
 def _derived_work(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> Work:
     derivation, settings = derivation_of(recipe)
-    return Work(derivation.cost(settings, info, pass_cost(parent(recipe.backbone))))
+    return Work(derivation.cost(settings, info, sizes_of(parent(recipe.backbone)).forward))
 
 
 def _derived_bytes(recipe: DerivedRecipe, info: DatasetInfo, parent: Parent) -> int:
@@ -168,7 +169,7 @@ def _set_work(recipe: SetRecipe, info: DatasetInfo, parent: Parent) -> Work:
 
 def _pass(network: TeacherRecipe | BackboneRecipe, recipe: SetRecipe, info: DatasetInfo) -> Cost:
     """Cost of one image's forward pass through a parent of a set."""
-    return pass_cost(network) if isinstance(network, BackboneRecipe) else _forward(network.network, recipe, info)
+    return sizes_of(network).forward if isinstance(network, BackboneRecipe) else _forward(network.network, recipe, info)
 
 
 def _set_bytes(recipe: SetRecipe, info: DatasetInfo, _parent: Parent) -> int:

@@ -160,7 +160,6 @@ class SetWriter:
         device: str | None = None,
         threads: int | None = None,
         shared_machine: bool | None = None,
-        code_version: str | None = None,
     ) -> Manifest:
         """Write the manifest; raises :class:`BadValue` unless every block is finished."""
         missing = sorted(set(self.blocks) - self.done())
@@ -196,7 +195,7 @@ class SetWriter:
             threads=threads,
             device=device,
             shared_machine=shared_machine,
-            code_version=code_version or __version__,
+            code_version=__version__,
             made_at=now(),
         )
         write_atomically(self.folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1))

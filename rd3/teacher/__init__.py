@@ -4,8 +4,8 @@ A teacher is a folder: ``weights.safetensors`` (the bare network, torchvision's 
 (written last: a folder with one is whole) and, where it was trained here, ``curve.parquet``.
 """
 
-from rd3.teacher.artifact import TeacherManifest, load, read_manifest, verify
+from rd3.teacher.artifact import TeacherManifest, load, verify
 from rd3.teacher.foreign import import_weights, weights_digest
 from rd3.teacher.training import train
 
-__all__ = ["TeacherManifest", "import_weights", "load", "read_manifest", "train", "verify", "weights_digest"]
+__all__ = ["TeacherManifest", "import_weights", "load", "train", "verify", "weights_digest"]

@@ -181,11 +181,6 @@ def write_teacher(
     return manifest
 
 
-def read_manifest(folder: Path) -> TeacherManifest:
-    """The manifest of a teacher's folder; raises :class:`DataMissing` or :class:`DataCorrupt`."""
-    return TeacherManifest.read(folder)
-
-
 def load(
     folder: Path,
     recipe: TeacherRecipe,
@@ -235,7 +230,7 @@ def verify(
 def _load(
     folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device, formerly: str | None
 ) -> tuple[NormalisedNetwork, TeacherManifest]:
-    manifest, path = read_manifest(folder), folder / WEIGHTS
+    manifest, path = TeacherManifest.read(folder), folder / WEIGHTS
     manifest.check(folder, recipe, formerly)
     check_classes(recipe, dataset.info)
     manifest.check_file(folder, WEIGHTS, manifest.weights_sha256)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +33,12 @@ _GOOD_PCT = 97.0
 _CAUSES = "the constants of another normalisation, weights of another dataset, or a classifier that was not trained"
 
 
-def wilson(correct: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(correct: int, count: int) -> tuple[float, float]:
     """Wilson's interval of a proportion, 0 to 1 (JASA 22, 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = correct / count, z * z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def chance(labels: torch.Tensor) -> float:
@@ -254,7 +251,7 @@ def check_order(
     return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
 
 
-def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str = "", fix: str = "") -> None:
+def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str, fix: str) -> None:
     """Raise :class:`BadValue` if the interval of the accuracy includes chance, or lies below it."""
     low, high = wilson(tested.correct, len(tested.labels))
     by_chance = chance(tested.labels)

@@ -167,7 +167,7 @@ def _under(
     prefix: str,
     rename: Callable[[str], str],
     expected: Collection[str],
-    others: Collection[str] = (),
+    others: Collection[str],
 ) -> dict[str, torch.Tensor]:
     """The tensors below a prefix by their names there, without what lies beside a network's weights.
 

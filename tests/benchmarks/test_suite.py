@@ -23,8 +23,9 @@ from benchmarks.recovery import PlainStatistics
 from benchmarks.registry import CASES
 from benchmarks.rows import Row, columns
 from benchmarks.timing import in_turn, ratio
-from rd3.augment import cutmix_box, patch_shuffle
+from rd3.augment import cutmix_box
 from rd3.augmentations.cutmix import CutMix
+from rd3.augmentations.patch_shuffle import PatchShuffle
 from rd3.losses import LossTargets
 from rd3.losses.kl import KLSettings, kl
 from rd3.methods._recovery import BatchNormLoss
@@ -158,9 +159,12 @@ def test_the_published_cutmix_is_ours_to_the_pixel(lam):
 
 def test_the_published_shuffle_has_the_outcomes_of_ours():
     image = torch.arange(16.0).view(1, 4, 4)
-    shuffle, stream = published.ShufflePatches(2), torch.Generator().manual_seed(0)
-    theirs = {tuple(shuffle(image).flatten().tolist()) for _ in range(100)}
-    ours = {tuple(patch_shuffle(image[None], 2, stream).flatten().tolist()) for _ in range(100)}
+    shuffle, stream = PatchShuffle(PatchShuffle.Settings(grid=2)), torch.Generator().manual_seed(0)
+    theirs = {tuple(published.ShufflePatches(2)(image).flatten().tolist()) for _ in range(100)}
+    ours = {
+        tuple(one.flatten().tolist())
+        for one in shuffle.apply(image.expand(100, 1, 4, 4), *shuffle.draw(100, 4, stream))
+    }
     assert theirs == ours and len(ours) == 4
 
 

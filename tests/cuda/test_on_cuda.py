@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rd3 import teacher
-from rd3.augment import resized_crop, to_unit
+from rd3.augment import crop_and_resize, crop_boxes, to_unit
 from rd3.device import usable_device
 from rd3.errors import BadValue
 from rd3.evaluation import graphed
@@ -72,8 +72,9 @@ def test_views_that_move_pixels_are_those_of_the_cpu_to_the_bit(ahead):
 @pytest.mark.parametrize("antialias", [False, True])
 def test_a_resized_crop_is_that_of_the_cpu_up_to_rounding(antialias):
     """Two fp32 products with weights that sum to one: each rounds by at most a few units in the last place of 1."""
+    boxes = crop_boxes(50, 32, 32, 0.25, generator(2, "crop"))
     crop = [
-        resized_crop(to_unit(images), 32, 0.25, generator(2, "crop"), antialias=antialias).cpu()
+        crop_and_resize(to_unit(images), boxes, 32, antialias=antialias).cpu()
         for images in (pixels(), pixels().to(DEVICE))
     ]
     torch.testing.assert_close(crop[1], crop[0], rtol=0, atol=32 * torch.finfo(torch.float32).eps)

@@ -121,7 +121,7 @@ def test_an_artifact_travels_through_mlflow_and_back(bucket: str, tmp_path: Path
     source = S3Objects(kept.artifact)
     source.put("manifest.json", b"altered at the source")
     with pytest.raises(DataCorrupt, match=r"file manifest.json has sha256"):
-        artifacts.verify(kept, tmp_path / "fresh")
+        artifacts.fetch(kept, tmp_path / "fresh")
     source.delete("manifest.json")
     assert not store.exists(kept)
     with pytest.raises(DataMissing, match=rf"lacks its file manifest.json at {bucket}"):

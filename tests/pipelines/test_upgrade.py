@@ -137,7 +137,7 @@ def test_files_are_found_and_hold_what_is_asked_for(session):
     store = TrackedStore(session)
     for kind in ("teacher", "statistics", "set", "evaluation"):
         for key in store.ledger.keys(kind):
-            store.verify(store.find(kind, key))
+            store.fetch(kind, key)
 
 
 def test_new_work_begins_from_old_teachers_statistics_and_sets(session, tmp_path):

@@ -19,6 +19,11 @@ def pictures(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.rand(batch, 3, height, width, generator=stream(99))
 
 
+def patch_shuffle(images: torch.Tensor, factor: int, draws: torch.Generator) -> torch.Tensor:
+    sides = images.shape[3], images.shape[2]
+    return augment.take_lines(images, *(augment.shuffled_strips(len(images), side, factor, draws) for side in sides))
+
+
 def shuffled_by_strips(image: torch.Tensor, factor: int, columns: list[int], rows: list[int]) -> torch.Tensor:
     """The released routine on one image, with the orders given: cut strips, put them in order, transpose, again."""
     for order in (columns, rows):
@@ -34,18 +39,18 @@ def test_patch_shuffle_equals_strips_per_image(factor, height, width):
     draws = stream()
     # The new place of each strip, drawn as the fast routine does; the order is its inverse.
     columns, rows = (torch.rand(16, factor, generator=draws).argsort(1).argsort(1) for _ in range(2))
-    found = augment.patch_shuffle(images, factor, stream())
+    found = patch_shuffle(images, factor, stream())
     for image, result, column, row in zip(images, found, columns.tolist(), rows.tolist(), strict=True):
         assert torch.equal(result, shuffled_by_strips(image, factor, column, row))
 
 
 def test_patch_shuffle_of_two_has_four_outcomes_and_keeps_tiles_aligned():
     tiles = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat_interleave(3, 0).repeat_interleave(3, 1)
-    found = augment.patch_shuffle(tiles.expand(200, 3, 6, 6), 2, stream())
+    found = patch_shuffle(tiles.expand(200, 3, 6, 6), 2, stream())
     kinds, counts = found[:, 0].reshape(200, 36)[:, [0, 3, 18, 21]].unique(dim=0, return_counts=True)
     assert kinds.tolist() == [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0]]
     assert counts.min() > 25
-    assert torch.equal(augment.patch_shuffle(tiles.expand(2, 3, 6, 6), 1, stream()), tiles.expand(2, 3, 6, 6))
+    assert torch.equal(patch_shuffle(tiles.expand(2, 3, 6, 6), 1, stream()), tiles.expand(2, 3, 6, 6))
 
 
 def boxes_by_tries(draws: torch.Generator, batch: int, height: int, width: int, min_area: float) -> list[list[int]]:

@@ -18,11 +18,10 @@ import threading
 import time
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rd3.errors import DataCorrupt, LedgerInUse, StoreError
-from rd3.processes import is_running
+from rd3.processes import is_running, stat_of
 from tracking.ledger.object_store import ObjectStore, json_with, read_as
 
 BEAT_S = 15.0
@@ -36,10 +35,8 @@ AHEAD_S = 60.0
 
 def _started(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot, which tells it from a later process with the same pid."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+    fields = stat_of(pid)
+    return fields[19] if fields else None
 
 
 def _is_running(holder: dict[str, Any]) -> bool:

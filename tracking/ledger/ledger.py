@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 from rd3.errors import BadValue, DataCorrupt, StoreError, UnknownName
 from rd3.recipe import KINDS, Key, Recipe, SetRecipe, key_of, read_recipe
 from rd3.registry import did_you_mean
-from rd3.store import Entry, is_key, read_entry
+from rd3.store import Entry, existing, is_key, read_entry
 from rd3.upgrade import REKEYED
 from tracking.ledger.addresses import to_absolute, to_relative
 from tracking.ledger.lease import Lease
@@ -132,6 +132,10 @@ class Ledger:
                 f"The ledger {self.root} has no {kind} {prefix}.", f"`rd3 {_listing(kind)}` lists the known ones"
             )
         return self._only(prefix, found)[1]
+
+    def named(self, kind: str, prefix: str) -> Entry:
+        """The entry of ``kind`` whose key starts with ``prefix``; raises like :meth:`resolve`."""
+        return existing(self, kind, self.resolve(kind, prefix))
 
     def resolve_any(self, prefix: str) -> tuple[str, Key]:
         """(kind, key) of the entry of any kind whose key starts with ``prefix``; raises like :meth:`resolve`."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -60,36 +60,33 @@ class S3Objects:
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         if not self.bucket:
             raise StoreError(f"{root} does not name a bucket.", "write s3://bucket/prefix")
-        self._client: Any = None
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """The boto3 client, which is thread-safe; its short timeouts let a dead server be reported quickly."""
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
-            from botocore.exceptions import BotoCoreError
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
-            config = Config(
-                connect_timeout=3,
-                read_timeout=20,
-                retries={"max_attempts": 3, "mode": "standard"},
-                max_pool_connections=32,
-            )
-            try:
-                client = boto3.session.Session().client("s3", config=config)
-            except BotoCoreError as error:
-                raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
-            except ValueError as error:
-                raise StoreError(
-                    f"Cannot create an S3 client for {self.root} ({error}).",
-                    "write AWS_ENDPOINT_URL with http:// or https://, without quotation marks or spaces around it",
-                ) from None
-            fault = own_endpoint_fault(client.meta.endpoint_url)
-            if fault is not None:
-                raise fault.error(StoreError, StoreUnavailable)
-            self._client = client
-        return self._client
+        config = Config(
+            connect_timeout=3,
+            read_timeout=20,
+            retries={"max_attempts": 3, "mode": "standard"},
+            max_pool_connections=32,
+        )
+        try:
+            client = boto3.session.Session().client("s3", config=config)
+        except BotoCoreError as error:
+            raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
+        except ValueError as error:
+            raise StoreError(
+                f"Cannot create an S3 client for {self.root} ({error}).",
+                "write AWS_ENDPOINT_URL with http:// or https://, without quotation marks or spaces around it",
+            ) from None
+        fault = own_endpoint_fault(client.meta.endpoint_url)
+        if fault is not None:
+            raise fault.error(StoreError, StoreUnavailable)
+        return client
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return s3_errors(self.root, self.client.meta.endpoint_url)

@@ -1,4 +1,4 @@
-"""Charts of scores as SVG or PNG bytes: accuracy by method and IPC, sensitivity to a field, accuracy against cost.
+"""Charts of scores as SVG bytes: accuracy by method and IPC, sensitivity to a field, accuracy against cost.
 
 Figures are drawn without pyplot and its global state.  The colours are the colour-blind safe palette of Okabe and Ito
 with two additions of different lightness; every method also has its own marker.
@@ -70,14 +70,9 @@ def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
 
 
-def rendered(figure: Figure, name: str, kind: str = "svg") -> bytes:
-    """The figure as bytes; in an SVG, ids are prefixed by ``name``, and there is no metadata."""
+def rendered(figure: Figure, name: str) -> bytes:
+    """The figure as SVG, with ids prefixed by ``name`` and without metadata."""
     out = io.BytesIO()
-    if kind == "png":
-        figure.savefig(out, format="png", dpi=150, facecolor="white", bbox_inches="tight")
-        return out.getvalue()
-    if kind != "svg":
-        raise BadValue(f"Unknown chart format {kind!r}.", "use 'svg' or 'png'")
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     text = out.getvalue().decode()
@@ -336,7 +331,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost") -> bytes:
+def cost_chart(scores: Sequence[Score], *, name: str = "cost") -> bytes:
     """Mean top-1 accuracy against the time of generating the set (log scale), one point per method and IPC.
 
     A panel per unit of time: CPU seconds, and seconds on each kind of GPU.  A dotted line leads to the time without
@@ -360,7 +355,7 @@ def cost_chart(scores: Sequence[Score], *, kind: str = "svg", name: str = "cost"
             axes.set_xlabel(f"generation time of the set, {unit}{hollow}")
         panels[0].set_ylabel("top-1 %")
         _legend(figure, [_legend_entry(method, *styles[method]) for method in methods])
-        return rendered(figure, name, kind)
+        return rendered(figure, name)
 
 
 def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[str, str]]) -> None:
@@ -388,11 +383,6 @@ def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[s
     _grid(axes, "both")
 
 
-def lines_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, name: str = "lines") -> bytes:
-    """Lines of (x, y) points by label; ``x`` and ``y`` label the axes."""
-    return panels_chart({"": lines}, x=x, y=y, name=name)
-
-
 def _panels(titles: Sequence[str], width: float, height: float, *, least: float, more: float) -> tuple[Figure, Any]:
     """A figure and its panels with common axes, three in a row; a panel has ``width`` and ``height`` in inches.
 
@@ -412,7 +402,10 @@ def _panels(titles: Sequence[str], width: float, height: float, *, least: float,
 def panels_chart(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, name: str = "panels"
 ) -> bytes:
-    """Panels by title, with common axes and a common legend; each has lines of (x, y) points by label."""
+    """Panels by title, with common axes and a common legend; each has lines of (x, y) points by label.
+
+    ``x`` and ``y`` label the axes.
+    """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     looks: dict[str, dict[str, Any]] = {
         label: {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 1.4}

@@ -73,11 +73,6 @@ def exists(entry: Entry, tracking_uri: str = "") -> bool:
     return set(entry.files) <= found
 
 
-def verify(entry: Entry, cache: Path, tracking_uri: str = "") -> None:
-    """Raise :class:`DataMissing` or :class:`DataCorrupt` unless every file has its sha256; downloads remote files."""
-    fetch(entry, cache, tracking_uri)
-
-
 def check_source(entry: Entry, scratch: Path, tracking_uri: str = "") -> None:
     """Raise :class:`DataMissing` or :class:`DataCorrupt` unless the files are intact where they are stored.
 

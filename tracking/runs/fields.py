@@ -203,11 +203,11 @@ def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def thin(rows: Sequence[Mapping[str, float]], most: int = CURVE_POINTS) -> list[Mapping[str, float]]:
-    """At most ``most`` rows (two or more), evenly spaced, including the first and the last."""
-    if len(rows) <= most:
+def thin(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """At most :data:`CURVE_POINTS` rows, evenly spaced, including the first and the last."""
+    if len(rows) <= CURVE_POINTS:
         return list(rows)
-    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+    return [rows[round(place * (len(rows) - 1) / (CURVE_POINTS - 1))] for place in range(CURVE_POINTS)]
 
 
 def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int]]:

@@ -161,9 +161,9 @@ class Tracker:
             self.client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
         return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}"
 
-    def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str, tags: Mapping[str, str] | None = None) -> str:
+    def grid_run(self, experiment_id: str, name: str, *, grid_yaml: str) -> str:
         """Create or reopen the parent run of a grid, log the grid file as ``grid.yaml``, and return the run's id."""
-        own = {"rd3.kind": "grid", "rd3.grid": name, **self.owner, **(tags or {})}
+        own = {"rd3.kind": "grid", "rd3.grid": name, **self.owner}
         with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, FilesNotExported
 from rd3.recipe import KINDS, Key, key_of, read_recipe
-from rd3.store import Entry
+from rd3.store import Entry, existing
 from tracking.ledger.ledger import Ledger
 from tracking.runs import artifacts
 from tracking.runs.digests import compare
@@ -51,9 +51,7 @@ def check_entries(
 def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]) -> Checked:
     label = kind
     try:
-        entry = store.find(kind, key)
-        if entry is None:
-            raise DataMissing(f"The ledger has no {kind} {key[:12]}.", "run or import it first")
+        entry = existing(store, kind, key)
         recipe = read_recipe(entry.recipe)
         label = recipe.label()
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):

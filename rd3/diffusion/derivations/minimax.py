@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rd3.datasets import Dataset, DatasetInfo
-from rd3.diffusion.cost import backbone_bytes
+from rd3.diffusion.cost import sizes_of
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
 from rd3.errors import BadValue, Diverged
 from rd3.models import Cost
@@ -100,4 +100,4 @@ class MinimaxFineTuning(Derivation):
         return 3 * settings.epochs * info.train_count * forward
 
     def file_bytes(self, settings: MinimaxTuning, info: DatasetInfo, backbone: BackboneRecipe) -> int:
-        return backbone_bytes(backbone) // 2
+        return sizes_of(backbone).file_bytes // 2

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
-from rd3.diffusion.cost import latent_values
+from rd3.diffusion.cost import sizes_of
 from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
 from rd3.diffusion.guide import Member
 from rd3.errors import BadValue, Unsupported
@@ -77,7 +77,7 @@ class Prototypes(Derivation):
         return info.train_count * forward
 
     def file_bytes(self, settings: PrototypesSettings, info: DatasetInfo, backbone: BackboneRecipe) -> int:
-        return 4 * info.num_classes * settings.clusters * latent_values(backbone)
+        return 4 * info.num_classes * settings.clusters * sizes_of(backbone).latent
 
 
 def _latents(label: int, images: Images, backbone: Backbone, seed: int) -> Iterator[np.ndarray]:

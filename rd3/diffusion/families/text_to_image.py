@@ -26,7 +26,7 @@ from rd3.diffusion.inputs import LatentInputs
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
 from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
-from rd3.errors import BadValue, DataMissing
+from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
 from rd3.store import write_atomically
@@ -139,7 +139,6 @@ class TextToImage(Backbone):
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        _check_components(folder, cls.components)
         stored: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
         with _no_progress_bars():
             text_encoder = CLIPTextModel.from_pretrained(
@@ -279,15 +278,6 @@ def _sizes(config: Mapping[str, Any], resolution: int) -> TextToImageSizes:
         why = f"{resolution} pixels cannot be halved {halvings} times"
         raise wrong_size("text-to-image", "unet", why, "use fewer levels")
     return sizes
-
-
-def _check_components(folder: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if not (folder / name).is_dir():
-            raise DataMissing(
-                f"{folder} holds no text-to-image model: it has no folder {name}.",
-                "use a diffusers folder of Stable Diffusion 1.5, or of a model with its components",
-            )
 
 
 @contextlib.contextmanager

@@ -548,7 +548,7 @@ def test_less_than_published_is_said_with_every_result(rd3, home, monkeypatch):
 
     monkeypatch.setattr("pipelines.byhand.execute", execute)
     monkeypatch.setattr("tracking.runs.artifacts.exists", lambda *_words, **_options: True)
-    monkeypatch.setattr("tracking.runs.artifacts.verify", lambda *_words, **_options: None)
+    monkeypatch.setattr("tracking.runs.artifacts.fetch", lambda *_words, **_options: None)
     distill = ("distill", "sre2l", "--dataset", "cifar10", "--ipc", "1", "--teacher", "resnet18")
     monkeypatch.setattr("pipelines.grid.catalog.dataset_fingerprint", lambda *_words, **_options: "f" * 32)
     code, out, err = rd3(*distill)

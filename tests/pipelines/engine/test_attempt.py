@@ -16,6 +16,7 @@ from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waitin
 from pipelines.engine.job import Job, TrialEnd, work_folder
 from pipelines.settings import trial_log_path
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
+from rd3.locks import is_locked
 from rd3.recipe import Data, SetRecipe
 from rd3.store import STUDENT, Entry, FolderStore, check_files, sha256_files
 from rd3.values import canonical
@@ -233,11 +234,11 @@ def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
         lock.write("4711")
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert folder_lock.in_use(bench.job.folder)
+        assert is_locked(bench.job.folder / "lock")
         end = bench.attempt(notes)
     assert end.status == "failed"
     assert "Process 4711 still uses" in end.reason
-    assert not folder_lock.in_use(bench.job.folder)
+    assert not is_locked(bench.job.folder / "lock")
     assert bench.attempt().status == "done"
 
 
@@ -316,7 +317,7 @@ def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench
     with pytest.raises(attempt.Unfit, match=r"^RuntimeError: CUDA error: an illegal memory access was encountered$"):
         bench.attempt()
     assert bench.events() == ["start"] and bench.ends == [], "the run goes on in another process"
-    assert not folder_lock.in_use(bench.job.folder)
+    assert not is_locked(bench.job.folder / "lock")
     bench.raises = None
     assert bench.attempt().status == "done"
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.engine import attempt, folder_lock, recipe_run, trial, trial_log
+from pipelines.engine import attempt, recipe_run, trial, trial_log
 from pipelines.engine.job import Job, TrialEnd
 from rd3 import perform
 from rd3.datasets import Roots, dataset_info, open_dataset
+from rd3.locks import is_locked
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, to_json
 from rd3.store import Entry, FolderStore
@@ -170,7 +171,7 @@ def test_a_device_without_room_for_the_pack_leaves_all_to_be_made_alone(
         bench.trial(*recipes)
     assert bench.runs == []
     for recipe in recipes:
-        assert not folder_lock.in_use(bench.job(recipe).folder)
+        assert not is_locked(bench.job(recipe).folder / "lock")
         assert bench.events(recipe) == ["start"], "as of a process that was killed"
         assert same(bench.trial(recipe)[recipe.key], bench.alone(recipe))
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from rd3.datasets import Dataset, Roots, open_dataset
 from rd3.diffusion.backbone import content_digest, open_backbone
 from rd3.diffusion.codec import Autoencoder
-from rd3.diffusion.cost import backbone_bytes, latent_values
+from rd3.diffusion.cost import sizes_of
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.inputs import LatentInputs
 from rd3.diffusion.training import train
@@ -79,8 +79,8 @@ def test_the_plan_knows_its_latents_and_its_size(digits: Dataset, model: DiT, tm
     own = recipe(digits)
     model.save(tmp_path)
     stored = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
-    assert latent_values(own) == 4 * 16 * 16
-    assert backbone_bytes(own) == pytest.approx(stored, rel=0.2)
+    assert sizes_of(own).latent == 4 * 16 * 16
+    assert sizes_of(own).file_bytes == pytest.approx(stored, rel=0.2)
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rd3.datasets import Dataset, dataset_info
 from rd3.diffusion.autoencoder import make_autoencoder
 from rd3.diffusion.backbone import content_digest, open_backbone
-from rd3.diffusion.cost import SIZED, autoencoder_cost, backbone_bytes, latent_values, pass_cost
+from rd3.diffusion.cost import SIZED, sizes_of
 from rd3.diffusion.families.text_to_image import TextToImage
+from rd3.diffusion.foreign import import_backbone
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.diffusion.sampler import sample
 from rd3.diffusion.training import train
@@ -165,10 +166,10 @@ def test_old_folders_load(copied: Path, model: TextToImage):
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
-def test_a_missing_component_is_named(copied: Path, name: str):
+def test_a_missing_component_is_named(copied: Path, name: str, tmp_path: Path):
     shutil.rmtree(copied / name)
-    with pytest.raises(DataMissing, match=f"holds no text-to-image model: it has no folder {name}"):
-        TextToImage.load(copied, DIGITS)
+    with pytest.raises(DataMissing, match=f"lacks {name} of a text-to-image model"):
+        import_backbone(copied, dataset=ToyDataset(), family="text-to-image", out=tmp_path / "out")
 
 
 def test_a_vae_of_three_channels_is_refused(copied: Path):
@@ -254,13 +255,13 @@ def test_planning_counts_the_training_of_both_parts():
     both = FORECASTS[BackboneRecipe].work(recipe, info, lambda _key: recipe)
     alone = FORECASTS[BackboneRecipe].work(recipe.model_copy(update={"autoencoder": None}), info, lambda _key: recipe)
     epochs = recipe.autoencoder.epochs
-    assert (both.cost - alone.cost).flops == 3 * epochs * info.train_count * autoencoder_cost(recipe).flops
+    assert (both.cost - alone.cost).flops == 3 * epochs * info.train_count * sizes_of(recipe).autoencoder.flops
     assert both.steps == 2 * alone.steps
 
 
 def test_planning_knows_its_sizes():
-    recipe = recipe_of(ToyDataset())
-    assert pass_cost(recipe).flops > 0 and latent_values(recipe) == 4 * 8 * 8 and backbone_bytes(recipe) > 10_000
+    sizes = sizes_of(recipe_of(ToyDataset()))
+    assert sizes.forward.flops > 0 and sizes.latent == 4 * 8 * 8 and sizes.file_bytes > 10_000
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])

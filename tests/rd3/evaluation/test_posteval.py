@@ -215,7 +215,8 @@ def plain_view(images: torch.Tensor, factor: int, draws: torch.Generator) -> tor
     """The paper's augmentation of one batch, one step after the other."""
     pixels = images / 255
     if factor > 1:
-        pixels = augment.patch_shuffle(pixels, factor, draws)
+        columns, rows = (augment.shuffled_strips(len(pixels), SIDE, factor, draws) for _axis in range(2))
+        pixels = augment.take_lines(pixels, columns, rows)
         pixels = augment.resized_crop(pixels, SIDE, 1 / factor, draws)
     pixels = augment.horizontal_flip(pixels, draws)
     lam = torch.rand((), generator=draws, dtype=torch.float64).item()
@@ -509,15 +510,19 @@ def test_further_test_epochs_are_diagnostics_only(tiny_students):
 
 def test_whoever_hears_of_the_tests_may_stop_the_training(tiny_students):
     heard, told = [], []
-    result = run(recipe(epochs=4, test_epochs=(1, 3)), tested=lambda epoch, top1_pct: heard.append((epoch, top1_pct)))
+
+    def outcome_with(tested):
+        one = posteval.Evaluation(recipe(epochs=4, test_epochs=(1, 3)), IMAGES, LABELS, [Oracle()], tested=tested)
+        return posteval.train_pack([one], Fake(), device="cpu")[0]
+
+    result = outcome_with(lambda epoch, top1_pct: heard.append((epoch, top1_pct)))
     assert heard == list(result.diagnostics.items()), "the last epoch is the headline, unless it is asked for"
 
     def stop(epoch, top1_pct):
         told.append(epoch)
         raise InterruptedError
 
-    with pytest.raises(InterruptedError):
-        run(recipe(epochs=4, test_epochs=(1, 3)), tested=stop)
+    assert isinstance(outcome_with(stop), InterruptedError)
     assert told == [1]
 
 

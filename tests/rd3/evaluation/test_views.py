@@ -227,7 +227,7 @@ def test_the_order_of_the_paper():
     """Shuffle, crop, flip and CutMix, by the functions that the methods use as well."""
     images, draws = pictures(6, 16), generator(0, "augment")
     rows = torch.randperm(6, generator=generator(0, "order"))
-    expected = augment.patch_shuffle(images[rows], 2, draws)
+    expected = augment.take_lines(images[rows], *(augment.shuffled_strips(6, 16, 2, draws) for _axis in range(2)))
     expected = augment.horizontal_flip(augment.resized_crop(expected, 16, 0.5, draws), draws)
     cut = step("cutmix")
     expected = cut.apply(expected, *cut.draw(6, 16, draws))

@@ -19,7 +19,6 @@ from rd3.models import (
     forward_cost,
     network_info,
     network_names,
-    parameter_count,
     register_network,
 )
 from rd3.models.architectures import resnet, shufflenet
@@ -27,6 +26,12 @@ from rd3.recipe import Normalisation
 from rd3.seeding import generator
 
 CONSTANTS = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def parameter_count(name: str, num_classes: int, resolution: int) -> int:
+    with torch.device("meta"):
+        network = build_network(name, num_classes, resolution, CONSTANTS)
+    return sum(weight.numel() for weight in network.parameters())
 
 
 @pytest.mark.parametrize(

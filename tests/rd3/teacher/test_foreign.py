@@ -94,7 +94,7 @@ def test_figures_are_counts_on_the_test_split(dataset, tmp_path):
     assert recipe.data.split == "train"
     assert result["tested"] == 8
     assert result["top1_pct"] == 100 * result["correct"] / 8
-    manifest = teacher.read_manifest(tmp_path / "out")
+    manifest = teacher.TeacherManifest.read(tmp_path / "out")
     assert manifest.origin == "imported from plain.safetensors"
     network = teacher.load(tmp_path / "out", recipe, dataset, verify=False)
     pixels = dataset.images("validation", range(8)) / 255

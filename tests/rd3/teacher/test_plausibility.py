@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from rd3 import teacher
@@ -36,8 +36,11 @@ def bring(source, dataset, out, **options):
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 20), (3, 20), (34, 340), (50, 340), (9999, 10000), (7, 7)])
 def test_the_interval_is_wilsons(correct, count):
-    expected = binomtest(correct, count).proportion_ci(confidence_level=0.99, method="wilson")
-    assert wilson(correct, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    """The observed proportion is as many standard errors away from each end as the level asks for."""
+    z, (low, high) = NormalDist().inv_cdf(0.995), wilson(correct, count)
+    assert 0 <= low <= correct / count <= high <= 1 and low < high
+    for end in (low, high):
+        assert (correct / count - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / count, abs=1e-12)
 
 
 def test_the_best_order_is_the_best_of_all():
@@ -84,7 +87,7 @@ def test_permuted_classes_are_refused_and_both_fixes_work(colours, tmp_path):
         out = tmp_path / str(len(keys))
         recipe, figures, said = bring(path, data, out, class_order=class_order)
         assert (figures["top1_pct"], said) == (good, [])
-        assert teacher.read_manifest(out).class_order == order
+        assert teacher.TeacherManifest.read(out).class_order == order
         loaded = teacher.load(out, recipe, data)
         assert torch.equal(loaded.network.fc.weight, data.weights(OWN)["fc.weight"])
         keys.append(recipe.key)
@@ -246,7 +249,7 @@ def test_a_wide_classifier_says_how_its_rows_are_stated(colours, tmp_path):
     order = read_class_order(tmp_path / "rows.txt")
     figures = bring(path, data, tmp_path / "out", class_order=order)[1]
     assert figures["top1_pct"] == data.top1_pct("test", OWN, OWN)
-    assert teacher.read_manifest(tmp_path / "out").class_order == [10, 11, 12, 13]
+    assert teacher.TeacherManifest.read(tmp_path / "out").class_order == [10, 11, 12, 13]
 
 
 def test_a_classifier_of_imagenet_is_pruned_as_the_error_says(colours, tmp_path):

@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_precision_is_begun_anew(dataset, tmp_path, monk
     result = teacher.train(recipe, dataset, tmp_path, progress=lambda fraction, note: notes.append(note))
     assert notes[0] == "restarting at fp32: the checkpoint is from training at bf16"
     assert notes[1].startswith("epoch 1/3") and result["ran_precision"] == "fp32"
-    manifest = teacher.artifact.read_manifest(tmp_path)
+    manifest = teacher.TeacherManifest.read(tmp_path)
     assert (manifest.ran_precision, manifest.test_precision, manifest.recipe["precision"]) == ("fp32", "fp32", "auto")
     teacher.train(a_recipe("fp32"), dataset, tmp_path / "asked for")
     one, other = (load_file(folder / "weights.safetensors") for folder in (tmp_path, tmp_path / "asked for"))
@@ -214,7 +214,7 @@ def test_pad_crop_is_a_cut_of_each_padded_image():
 
 
 def test_a_teacher_learns_and_says_what_it_can(trained, dataset):
-    manifest = teacher.read_manifest(trained)
+    manifest = teacher.TeacherManifest.read(trained)
     assert manifest.key == a_recipe().key
     assert manifest.test_top1_pct > 90
     assert manifest.test_count == 30

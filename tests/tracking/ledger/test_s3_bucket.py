@@ -31,8 +31,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def objects_of(region: str = "us-east-1") -> tuple[S3Objects, Stubber]:
     objects = S3Objects("s3://theirs/rd3")
-    objects._client = boto3.client("s3", region_name=region)
-    return objects, Stubber(objects._client)
+    objects.client = boto3.client("s3", region_name=region)
+    return objects, Stubber(objects.client)
 
 
 @pytest.mark.parametrize("before", [[], [THEIRS], [THEIRS, {**OURS, "Status": "Disabled"}]])

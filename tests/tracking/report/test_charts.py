@@ -40,7 +40,8 @@ def drawn(monkeypatch, module, name: str, found: Results, fetch=lambda kind, key
 
 def test_schedules_follow_the_closed_form(monkeypatch):
     rows = [{"resolved": resolved(zeta=zeta)} for zeta in (1.0, 2.0, 1.0)] + [{"resolved": None}]
-    lines, chart = drawn(monkeypatch, schedules, "lines_chart", results(rows))
+    panels, chart = drawn(monkeypatch, schedules, "panels_chart", results(rows))
+    lines = panels[""]
     assert list(lines) == ["zeta 1", "zeta 2"]
     for label, zeta in (("zeta 1", 1.0), ("zeta 2", 2.0)):
         expected = [1e-3 * (1 + math.cos(math.pi * i / (zeta * 40))) / 2 for i in range(40)]

@@ -122,7 +122,7 @@ def test_the_run_of_a_set(tracker: Tracker, experiment_id: str, tmp_path: Path, 
     recipe = a_set(seed=1)
     figures = {"generation_wall_s": 2.5, "phases": {"select": {"wall_s": 1.5}}, "ok": True}
     entry = result_of(recipe, tmp_path / "out", figures)
-    grid = tracker.grid_run(experiment_id, "demo", grid_yaml="methods: [rded]\n", tags={"rd3.code": "1"})
+    grid = tracker.grid_run(experiment_id, "demo", grid_yaml="methods: [rded]\n")
     run = tracker.begin(recipe, {"teacher": "resnet18"}, experiment_id=experiment_id, parent_run_id=grid)
     assert tracker.client.get_run(run.run_id).info.status == "RUNNING"
     kept = run.finish(entry, tmp_path / "out")

@@ -8,7 +8,7 @@ from typing import Any
 from rd3.evaluation.schedule import rate_factor
 from rd3.protocol import EvalProtocol
 from tracking.report.charts._base import Drawing, register_chart
-from tracking.report.figures import lines_chart
+from tracking.report.figures import panels_chart
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 
@@ -27,7 +27,7 @@ def schedules(results: Results, fetch: Fetch) -> Drawing | None:
     protocols = [EvalProtocol.model_validate_json(json.dumps(plain)) for plain in found.values()]
     differ = [name for name in _FIELDS if len({getattr(each, name) for each in protocols}) > 1]
     lines = {", ".join(f"{name} {_text(getattr(each, name))}" for name in differ): _rates(each) for each in protocols}
-    drawn = lines_chart(lines, x="epoch", y="learning rate", name="schedules")
+    drawn = panels_chart({"": lines}, x="epoch", y="learning rate", name="schedules")
     return Drawing("Learning rate", "The learning rate is constant within an epoch.", drawn)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rd3.robustness.corruptions import SEVERITIES
 from tracking.report.charts._base import Drawing, register_chart
-from tracking.report.figures import lines_chart
+from tracking.report.figures import panels_chart
 from tracking.report.results import Results
 from tracking.report.robustness import Measured, labels_of, measured
 from tracking.report.sheets import Fetch
@@ -21,7 +21,7 @@ def severity(results: Results, fetch: Fetch) -> Drawing | None:
     lines = {label: line for label, line in points if line}
     if not 0 < len(lines) <= _MOST:
         return None
-    drawn = lines_chart(lines, x="severity", y="top-1 %", name="severity")
+    drawn = panels_chart({"": lines}, x="severity", y="top-1 %", name="severity")
     return Drawing("Accuracy by severity", "Mean over corruptions and seeds; severity 0 is the clean images.", drawn)
 
 
