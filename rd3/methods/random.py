@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rd3.datasets import DatasetInfo
-from rd3.methods import Block, Context, Cost, Method, register_method
+from rd3.methods import Block, Context, Cost, Method, Settings, register_method
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _GROUP = 100
 """Classes in a block; how classes are grouped changes no image."""
+
+
+class RandomSettings(Settings):
+    """No settings."""
 
 
 @register_method("random", version=1)
@@ -29,6 +33,8 @@ class Random(Method):
 
     Source: "Rectified Decoupled Dataset Distillation" (RD3), Table 7; the set is fixed by its set seed.
     """
+
+    Settings = RandomSettings
 
     def nests(self, settings: Any, info: DatasetInfo) -> bool:
         return True
