@@ -94,7 +94,7 @@ class Processes:
         for pid in asked:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, how)
-        # Without a leader nobody tells the others to end.
+        # If no leader is left to pass the signal on, the others are killed at once.
         deadline = time.monotonic() + (give_up_after_s if asked else 0)
         while left and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -122,7 +122,6 @@ def import_outcomes(
 
 def show_work(plan: Plan) -> None:
     """Print what is reused, what will run, and the expected time, before anything starts."""
-
     for item in plan.items:
         if item.status in ("reuse", "run") and item.key is not None:
             takes = f", about {duration(item.cost_s)}" if item.status == "run" else ""

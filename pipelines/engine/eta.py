@@ -4,50 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.engine.workers import Workers
 from pipelines.grid.queue import Demand, RecipeQueue
+from rd3.campaign.running import Running
 from rd3.recipe import Key, Recipe, TeacherRecipe
 
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
 
-RESUMED = 0.25
-"""A recipe that reports progress after less than this fraction of the planned time resumes an earlier attempt."""
 PRIOR_S = 60.0
 """Weight of the planned time in seconds beside measured times: the first recipe of a worker, which loads modules, says
 little about recipes that are planned to take hours."""
-
-
-@dataclass
-class Running:
-    """One running recipe.  All times are of the same clock, in seconds."""
-
-    since: float
-    fraction: float = 0.0
-    note: str = ""
-    first: tuple[float, float] | None = None
-    """(time, fraction) of the first report; earlier progress may be of an earlier attempt."""
-    reported: float = 0.0
-    """Time of the last report."""
-    pack: int = 1
-    """Number of recipes in the trial; times in a pack say little about a recipe that runs alone."""
-    logits_read: bool = False
-    """Whether it reads cached teacher logits, or may; its time says little about an evaluation that asks teachers."""
-
-    def report(self, now: float, fraction: float, note: str) -> None:
-        self.fraction, self.note, self.reported = fraction, note, now
-        self.first = self.first or (now, fraction)
-
-    @property
-    def pace(self) -> tuple[float, float] | None:
-        """(seconds, fraction) between the first and the last report; None without progress between them."""
-        if self.first is None or self.fraction <= self.first[1]:
-            return None
-        return self.reported - self.first[0], self.fraction - self.first[1]
 
 
 class Spent(NamedTuple):
@@ -109,12 +79,8 @@ class Eta:
 
     def finished(self, key: Key, kind: str, item: Running, now: float) -> None:
         """Record a finished recipe that ran alone and read no cached logits, without the work of earlier attempts."""
-        since, before = item.since, 0.0
-        if item.first is not None:
-            began, fraction = item.first
-            if began - since < RESUMED * fraction * self.costs_s.get(key, 0.0):
-                since, before = item.first
-        self._add(self._finished, key, kind, 1.0 - before, now - since)
+        began, before = item.begun(self.costs_s.get(key, 0.0))
+        self._add(self._finished, key, kind, 1.0 - before, now - began)
 
     def _add(self, totals: dict[tuple[str, ...], Spent], key: Key, kind: str, fraction: float, spent_s: float) -> None:
         planned_s = fraction * self.costs_s.get(key, 0.0)

@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.engine.eta import Eta, Running
+from pipelines.engine.eta import Eta
 from pipelines.grid.queue import STATES, RecipeQueue
 from pipelines.terminal import PlainConsole, printable
+from rd3.campaign.running import Running
 from rd3.duration import duration
 from rd3.recipe import KINDS, Key
 

@@ -182,15 +182,20 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
 
 
 def _check_data(recipes: Sequence[Recipe], roots: Roots) -> None:
-    """Raise :class:`RD3Error` if none of the datasets that the recipes need is there; with one, its recipes run."""
+    """Raise :class:`RD3Error` if no folder of the datasets that the recipes need is there; with one, its recipes run.
+
+    Only the folders are looked for: recipes read what is in them, which takes long for large datasets.
+    """
     missing = []
-    for name, training_only in dict.fromkeys((recipe.data.name, recipe.training_only) for recipe in recipes):
+    for name in dict.fromkeys(recipe.data.name for recipe in recipes):
         try:
-            dataset_source(name, roots).stamp(roots, training_only)
+            source = dataset_source(name, roots)
+            places = source.places(roots)
+            if not places or any(place.is_dir() for place in places):
+                return
+            source.survey(roots)
         except RD3Error as error:
             missing.append(error)
-        else:
-            return
     if missing:
         raise missing[0]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 
+from rd3.campaign.running import Running
 from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.planning.cost import Rates
@@ -19,24 +19,6 @@ UNKNOWN = (RD3Error, LookupError, ValueError)
 """Raised by planning for recipes that cannot run here: unknown names, missing parents, settings of another version."""
 MIN_FRACTION = 0.05
 """Below this fraction, progress is not used to estimate the time left."""
-RESUMED = 0.25
-"""A recipe that reports progress after less than this fraction of the planned time resumes an earlier attempt."""
-
-
-@dataclass
-class Running:
-    """A recipe that is running; times are of one clock, in seconds."""
-
-    since: float
-    pack: int = 1
-    """Number of recipes run together, which share the time equally."""
-    fraction: float = 0.0
-    first: tuple[float, float] | None = None
-    """(time, fraction) of the first report; earlier progress may be of an earlier attempt."""
-
-    def report(self, now: float, fraction: float) -> None:
-        self.fraction = fraction
-        self.first = self.first or (now, fraction)
 
 
 class Estimates:
@@ -81,14 +63,6 @@ class Estimates:
         kind = self.recipes[key].kind
         planned, spent = self._learnt.get(kind, (0.0, 0.0))
         self._learnt[kind] = planned + fraction * self.planned(key), spent + spent_s
-
-    def begun(self, key: Key, item: Running) -> tuple[float, float]:
-        """(time, fraction) at which this attempt of a recipe began to add to the work of earlier attempts."""
-        if item.first is not None:
-            at, fraction = item.first
-            if at - item.since < RESUMED * fraction * self.planned(key):
-                return item.first
-        return item.since, 0.0
 
     def _factor(self, kind: str) -> float:
         """Measured / planned time: of this kind, else of all finished recipes, else 1."""
@@ -136,7 +110,7 @@ class Estimates:
         return max(longest_s, math.fsum(rest for rest, _pack in rests) / max(1, workers))
 
     def _rest(self, key: Key, item: Running, now: float) -> float:
-        began, before = self.begun(key, item)
+        began, before = item.begun(self.planned(key))
         spent_s, gained = (now - began) / item.pack, item.fraction - before
         if gained >= MIN_FRACTION:
             return spent_s * (1 - item.fraction) / gained

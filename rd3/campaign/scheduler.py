@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rd3.campaign.estimates import Estimates, Running
+from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
+from rd3.campaign.running import Running
 from rd3.campaign.view import View
 from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.duration import duration
@@ -115,7 +116,7 @@ class Scheduler:
     def handle(self, event: Event | WorkerDied, *, again: bool = True) -> None:
         """Handle an event of a recipe; with ``again``, a recipe whose process died may be retried once."""
         if isinstance(event, Progressed):
-            self.running[event.key].report(self.clock(), event.fraction)
+            self.running[event.key].report(self.clock(), event.fraction, event.note)
             self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.status())
         elif isinstance(event, WorkerDied):
             for key in event.keys:
@@ -132,7 +133,7 @@ class Scheduler:
             self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
         if event.status == "done" and event.pack == 1 and not event.logits_read:
-            began, before = self.estimates.begun(event.key, item)
+            began, before = item.begun(self.estimates.planned(event.key))
             self.estimates.learn(event.key, self.clock() - began if before else event.spent_s, 1.0 - before)
         if event.mistake:
             self.mistakes.add(event.key)
@@ -163,7 +164,7 @@ class Scheduler:
         }
         least = min(waiting, key=lambda recipe: part_s[recipe.key])
         parts = self.estimates.parts(least.key)
-        one_part = f", a {parts}th of it, which would be kept, {duration(part_s[least.key])}" if parts > 1 else ""
+        one_part = f", {duration(part_s[least.key])} for each of its {parts} parts, which are kept" if parts > 1 else ""
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
             f"{duration(self.estimates.seconds(least.key))}{one_part}.",

@@ -117,8 +117,8 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
             raise _not_undone(low, high, outside, space.normalised)
     if space.clip:
         notes.append(Note(f"clipped to [0, 1]: {100 * outside:.2g} % of the values"))
-    images = images.clamp(0, 1)
-    return images, [*notes, *(list(_doubts(max(low, 0.0), min(high, 1.0))) or _pressed(images))]
+    images, low, high = images.clamp(0, 1), max(low, 0.0), min(high, 1.0)
+    return images, [*notes, *(list(_doubts(low, high)) or _pressed(images, low, high))]
 
 
 def _range(low: float, high: float) -> str:
@@ -156,14 +156,13 @@ def _doubts(low: float, high: float) -> Iterator[Note]:
         )
 
 
-def _pressed(images: torch.Tensor) -> Iterator[Note]:
-    """A doubt about floats of which a few extreme ones press all others together."""
+def _pressed(images: torch.Tensor, low: float, high: float) -> Iterator[Note]:
+    """A doubt about floats from ``low`` to ``high`` of which a few extreme ones press all others together."""
     values = images.flatten()[:: max(1, images.numel() // _ENOUGH)]
-    low, high = values.quantile(torch.tensor([(1 - _CENTRE) / 2, (1 + _CENTRE) / 2])).tolist()
-    least, most = (float(value) for value in images.aminmax())
-    if high - low < _FLAT * (most - least):
+    first, last = values.quantile(torch.tensor([(1 - _CENTRE) / 2, (1 + _CENTRE) / 2])).tolist()
+    if last - first < _FLAT * (high - low):
         yield Note(
-            f"{100 * _CENTRE:.0f} % of the values lie in {low:.2g} to {high:.2g}: the contrast is low, as after "
+            f"{100 * _CENTRE:.0f} % of the values lie in {first:.2g} to {last:.2g}: the contrast is low, as after "
             "scaling normalised pixels by their extremes instead of undoing their constants",
             doubtful=True,
         )

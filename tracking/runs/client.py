@@ -20,7 +20,7 @@ from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
 from tracking.runs.database import schema_fault, sqlite_schema_fault
-from tracking.runs.faults import BROKEN_OFF, SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
+from tracking.runs.faults import SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
 from tracking.runs.reachable import sqlite_path
 
 _NO_HOME = "/nonexistent"
@@ -190,8 +190,6 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
             return on_the_way
         if status in STATUSES:
             return STATUSES[status].about(**facts)
-        if re.search("/mlflow-artifacts/.*Connection aborted", text, re.DOTALL):
-            return BROKEN_OFF.about(**facts)
     return Fault(f"MLflow at {where} {_summary(error)}.", _RESUME, _is_temporary(error, text, status))
 
 

@@ -59,8 +59,14 @@ TEXTS = {
         "run fewer trials at a time, or raise its max_connections",
         waits=True,
     ),
+    r"(?s)/mlflow-artifacts/.*Connection aborted": Fault(
+        "MLflow at {where} breaks off the connection when it should store or return a file.",
+        "read its log, which has the reason: often the S3 credentials, endpoint or bucket of its own environment, "
+        "which yours does not change",
+        waits=True,
+    ),
 }
-"""Patterns in the texts of errors of SQLite and PostgreSQL."""
+"""Patterns in the texts of errors of SQLite, PostgreSQL and the server's storage of files."""
 STATUSES = {
     407: Fault("The proxy between here and {where} requires a login (407).", "put it into HTTP_PROXY and HTTPS_PROXY"),
     413: Fault(
@@ -84,13 +90,6 @@ STATUSES = {
     ),
 }
 """HTTP statuses with a cause of their own."""
-BROKEN_OFF = Fault(
-    "MLflow at {where} breaks off the connection when it should store or return a file.",
-    "read its log, which has the reason: often the S3 credentials, endpoint or bucket of its own environment, which "
-    "yours does not change",
-    waits=True,
-)
-"""A request for a file through the tracking server has no response, though the server accepts connections."""
 
 
 def sqlite_fault(error: Exception, database: Path) -> Fault:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 from small_recipes import Stub
 
-from pipelines.engine.eta import Eta, Running, eta_of, own_left_s
+from pipelines.engine.eta import Eta, eta_of, own_left_s
 from pipelines.engine.progress import LineView, LiveView, View, open_view
 from pipelines.grid.queue import Demand, RecipeQueue
+from rd3.campaign.running import Running
 from rd3.duration import duration
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from small_recipes import COMMON, PLAIN, a_set, teacher
 
-from rd3.campaign.estimates import SLACK, Estimates, Running
+from rd3.campaign.estimates import SLACK, Estimates
+from rd3.campaign.running import Running
 from rd3.datasets import Roots, dataset_info
 from rd3.planning.cost import CPU_THREAD
 from rd3.planning.forecast import work

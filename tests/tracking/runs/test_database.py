@@ -261,7 +261,7 @@ def test_runs_are_never_deleted_by_a_fix(copy: Path) -> None:
 
 
 def test_a_database_that_cannot_be_read_is_never_deleted_by_a_fix(copy: Path) -> None:
-    """Whoever asks while an upgrade holds the lock, or for a damaged file, does not learn that there are no runs."""
+    """A database that is locked, as during an upgrade, or damaged is not reported as one without runs."""
     holder = sqlite3.connect(copy, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     try:
