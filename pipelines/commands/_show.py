@@ -159,4 +159,8 @@ def progress_bar(label: str) -> Iterator[Callable[[float, str], None]]:
         def show(fraction: float, note: str = "") -> None:
             bar.update(task, completed=fraction, note=note)
 
-        yield show
+        try:
+            yield show
+        except BaseException:
+            bar.live.transient = True  # the error is the last word, without half a bar above it
+            raise

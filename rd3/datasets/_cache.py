@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from rd3.errors import StoreError, is_disk_full
 from rd3.lazy import torch
+from rd3.locks import exclusive
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -44,6 +45,15 @@ def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
     with ThreadPoolExecutor(2) as pool:
         digests = list(pool.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks))
     return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Inside ``with``, no other process of this machine writes ``path``; waits until none does."""
+    with contextlib.suppress(OSError):  # writing says why
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock")):
+        yield
 
 
 @contextlib.contextmanager

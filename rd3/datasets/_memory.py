@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
-from rd3.datasets._cache import cache_file, content_hash, read_arrays, write_arrays
-from rd3.datasets._records import Found, with_counts
+from rd3.datasets._cache import cache_file, content_hash, one_writer, read_arrays, write_arrays
+from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 from rd3.lazy import torch
@@ -57,13 +57,20 @@ def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: b
     parts = found.parts(training_only)
     opened = _checked(path, info, found, parts)
     if opened is None:
-        arrays = {}
-        for part, records in parts.items():
-            arrays[f"{part}_labels"] = records.labels
-            arrays[part] = records.pixels(info)
-        fingerprint = content_hash([arrays[name] for name in _arrays(parts)], info.class_ids)
-        write_arrays(path, arrays, {"fingerprint": fingerprint})
-        opened = _checked(path, info, found, parts)
+        with one_writer(path):
+            opened = _checked(path, info, found, parts) or _decoded(path, info, found, parts)
+    return opened
+
+
+def _decoded(path: Path, info: DatasetInfo, found: Found, parts: dict[str, Records]) -> MemoryDataset:
+    """The dataset, decoded and read back from the file that it is written to."""
+    arrays = {}
+    for part, records in parts.items():
+        arrays[f"{part}_labels"] = records.labels
+        arrays[part] = records.pixels(info)
+    fingerprint = content_hash([arrays[name] for name in _arrays(parts)], info.class_ids)
+    write_arrays(path, arrays, {"fingerprint": fingerprint})
+    opened = _checked(path, info, found, parts)
     if opened is None:
         raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
     return opened

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
-from rd3.datasets._cache import cache_file, content_hash, read_arrays, replacing
+from rd3.datasets._cache import cache_file, content_hash, one_writer, read_arrays, replacing
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords
 from rd3.datasets._records import Found, Records, with_counts
@@ -171,8 +171,11 @@ def _unpacked(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> tuple
     """The memory-mapped unpacked file, written if necessary, and its fingerprint."""
     cached = read_arrays(path)
     if cached is None:
-        _unpack(path, parts, info.class_ids)
-        cached = read_arrays(path)
+        with one_writer(path):
+            cached = read_arrays(path)
+            if cached is None:
+                _unpack(path, parts, info.class_ids)
+                cached = read_arrays(path)
     if cached is None:
         raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
     tensors, meta = cached

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rd3.datasets._base import DatasetInfo, Roots
-from rd3.datasets._cache import write_json
+from rd3.datasets._cache import one_writer, write_json
 from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files, move_up
@@ -46,7 +46,6 @@ from rd3.inputs import (
     warn_of_doubts,
     windows_path,
 )
-from rd3.locks import exclusive
 from rd3.one_level import one_level_down
 from rd3.recipe import Normalisation
 from rd3.values import Frozen, first_mistake
@@ -320,9 +319,7 @@ def registration(name: str, roots: Roots) -> dict[str, Any] | None:
 def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
     """Register the ``entry`` of another machine (see :func:`registration`) for a copy in ``folder``."""
     path = registry_file(roots)
-    with contextlib.suppress(OSError):  # writing says why
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_suffix(".lock")):
+    with one_writer(path):
         write_json(path, _plain(roots) | {name: {"folder": str(folder), **entry}})
 
 

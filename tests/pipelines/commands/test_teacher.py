@@ -27,6 +27,7 @@ def test_a_teacher_at_chance_leaves_the_role_alone(rd3, home, weights):
     words = ("teacher", "import", weights, "--dataset", "digits", "--network", "convnet_d1", "--role", "mine")
     code, _out, err = rd3(*words)
     assert (code, "does not know the classes of digits" in err, "--allow-chance" in err) == (2, True, True)
+    assert "test convnet_d1" not in err, "the progress bar is gone"
     assert not list(home.rglob("*mine*"))
     assert rd3(*words, "--allow-chance")[0] == 0
 

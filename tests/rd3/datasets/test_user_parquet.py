@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,24 @@ def test_it_is_the_dataset_that_its_folders_are(test, roots, tmp_path):
         assert torch.equal(one.images(split, rows[0].numpy()), other.images(split, rows[1].numpy()))
     assert shorter_sides("b", roots).median == 32
     assert fingerprint_in(tmp_path / "b", roots, registration("b", roots)) == other.fingerprint
+
+
+@pytest.mark.parametrize("resolution", [32, 224])
+def test_processes_that_open_it_at_once_write_one_copy(resolution, roots, tmp_path):
+    add_folder("b", hub(tmp_path / "hub"), roots, resolution, say=lambda note: None)
+    for path in (roots.home / "data").glob("b-*"):
+        path.unlink()
+    together = threading.Barrier(4)
+
+    def opened(_number: int) -> tuple[str, set[int]]:
+        together.wait()
+        fingerprint = open_dataset("b", roots).fingerprint
+        return fingerprint, {path.stat().st_ino for path in (roots.home / "data").glob("b-*.safetensors")}
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(opened, range(4)))
+    assert len(found[0][1]) == 1
+    assert found == [found[0]] * 4, "a second copy would have another inode"
 
 
 def test_the_class_order_is_the_one_that_is_stated(roots, tmp_path):
