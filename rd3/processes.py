@@ -61,6 +61,20 @@ def stat_of(process: int) -> list[str]:
         return []
 
 
+def started_at(process: int) -> str | None:
+    """Start of a process in clock ticks since boot, which tells it from a later one with its ID; None if unknown."""
+    fields = stat_of(process)
+    return fields[19] if fields else None
+
+
+def still_runs(process: int, started: str | None) -> bool:
+    """Whether the process with this ID and :func:`started_at` runs; a zombie has ended.  ``started`` may be unknown."""
+    if not is_running(process):
+        return False
+    fields = stat_of(process)
+    return not fields or (fields[0] != "Z" and started in (None, fields[19]))
+
+
 def is_running(process: int) -> bool:
     """Whether there is a process with this ID, of any user; it may be a zombie, or a later one with the same ID."""
     try:

@@ -102,7 +102,7 @@ def import_teacher(
             progress=progress,
             notice=notices.append,
         )
-        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, recipe.weights), Path(folder))
+        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
     change = role_change(dataset, role or network, recipe, here)
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")

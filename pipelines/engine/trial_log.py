@@ -1,8 +1,9 @@
 """The log of trials: ``<home>/trials.jsonl``, append-only, one JSON object per line.
 
 Every attempt writes ``start``, ``made`` when the result is on disk and only the upload remains, and then ``done`` or
-``fail``; a killed attempt writes nothing more.  A finished recipe is not started again, unless a line ``forgotten``
-records that its artifact was damaged or missing.
+``fail``; a killed attempt writes nothing more, until the driver writes ``fail`` for it.  ``forgotten`` records that the
+artifact of a finished recipe was damaged or missing.  Attempts are numbered by this log and `rd3 status` shows it, but
+what runs again is decided by the ledger alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.settings import trial_log_path
-from rd3.processes import is_running, stat_of
+from rd3.processes import started_at, still_runs
 
 
 def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
@@ -26,7 +27,7 @@ def append(home: Path, event: str, kind: str, key: str, **more: Any) -> None:
     and is then followed by an empty one.
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    where = {"pid": os.getpid(), "host": platform.node(), "time": time}
+    where = {"pid": os.getpid(), "started": started_at(os.getpid()), "host": platform.node(), "time": time}
     line = {"event": event, "kind": kind, "key": key, **where, **more}
     home.mkdir(parents=True, exist_ok=True)
     handle = os.open(trial_log_path(home), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -70,8 +71,4 @@ def is_done(home: Path, key: str) -> bool:
 
 def alive(event: dict[str, Any]) -> bool:
     """Whether the process that wrote a line still runs.  False for other machines, whose state is unknown."""
-    if event["host"] != platform.node() or not is_running(event["pid"]):
-        return False
-    fields = stat_of(event["pid"])
-    # A zombie has ended, but its parent has not collected its exit status yet.
-    return fields[0] != "Z" if fields else is_running(event["pid"])
+    return event["host"] == platform.node() and still_runs(event["pid"], event.get("started"))

@@ -87,9 +87,9 @@ class Catalog:
         self.protocols = dict(protocols or {})
         self._preset_of = preset if presets is None else preset_reader(presets)
         self.used_protocols: set[str] = set()
-        """Names of the protocols that were looked up."""
+        """Names of the protocols that were looked up, which a submitted grid takes along."""
         self.used_datasets: set[str] = set()
-        """Names of the datasets that were looked up."""
+        """Names of the datasets that were looked up, which a submitted grid needs on the cluster."""
         self._found: dict[Hashable, Any] = {}
 
     @classmethod

@@ -33,7 +33,8 @@ _JOINT = (
 """Fields whose values, each valid, may contradict each other (:meth:`rd3.protocol.EvalProtocol.contradictions`) or not
 fit the dataset (:meth:`rd3.protocol.EvalProtocol.require_fit`)."""
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
-"""Values by name to the sweep's protocol with these overrides."""
+"""Values by name to the sweep's protocol with these overrides, but those without effect (:mod:`rd3.protocol`'s
+``fitting``), such as ``drop_at`` under another schedule than multistep."""
 
 
 class RangeStructure(Structure):
@@ -253,7 +254,9 @@ class SpaceCheck:
             "hybrid": "a single teacher provides the labels",  # sweeps have no `label_teachers`
             "soft_labels": "" if "soft" in self._possible("labels", space) else "the labels are hard",
             **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored(space, "once", "stored")),
-            **dict.fromkeys(("label_epochs", "label_reuse"), self._unstored(space, "stored")),
+            "label_epochs": self._unstored(space, "stored"),
+            "label_reuse": self._unstored(space, "stored")
+            or ("" if any(self._possible("label_epochs", space)) else "every epoch has labels of its own"),
         }
         if "." in field:
             reason = self._without_effect(field, space)

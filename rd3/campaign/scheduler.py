@@ -133,8 +133,10 @@ class Scheduler:
             self.view.note(recipe, f"{event.reason}; retried later, alone")
             return
         if event.status == "done" and event.pack == 1 and not event.logits_read:
-            began, before = item.begun(self.estimates.planned(event.key))
-            self.estimates.learn(event.key, self.clock() - began if before else event.spent_s, 1.0 - before)
+            # Resumed work, whose first report comes sooner than planned, teaches the time of what was left of it.
+            began, resumed_from = item.begun(self.estimates.planned(event.key))
+            spent_s = self.clock() - began if resumed_from else event.spent_s
+            self.estimates.learn(event.key, spent_s, 1.0 - resumed_from)
         if event.mistake:
             self.mistakes.add(event.key)
         self.queue.end(event.key, event.status, event.reason)
@@ -187,6 +189,7 @@ def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
     runner.prepare()
     while handed := scheduler.next():
         runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.cached_logits(handed))
+        scheduler.abandon_running()  # what a broken recipe kept from starting
         if device_failed:
             scheduler.view.line("the device failed, and with it this process; run again for what has not started")
             return

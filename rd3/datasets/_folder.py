@@ -16,7 +16,7 @@ from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.inputs import how_to_unpack, is_image_file, matched, require_regular, subfolders
+from rd3.inputs import fix_of_layout, is_image_file, matched, require_regular, subfolders
 from rd3.one_level import one_level_down
 
 _SMALL = 200
@@ -172,7 +172,7 @@ def move_up(deeper: Path) -> str:
 def _how_to_sort(root: Path, first: str) -> str | None:
     """What to do with an archive for each class, of which ``first`` is one, or images that are in no class folder."""
     if not (root / f"{first}.tar").is_file():
-        return how_to_unpack(root)
+        return fix_of_layout(root)
     each = 'for tar in *.tar; do mkdir -p "${tar%.tar}" && tar -xf "$tar" -C "${tar%.tar}"; done'
     return f"unpack the archive of each class: cd {shlex.quote(str(root))} && {each}"
 

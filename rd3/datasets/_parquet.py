@@ -14,7 +14,7 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.inputs import WIDER, largest_exact, open_parquet, parquet_class_names, require_exact
+from rd3.inputs import GIVE_INT64, largest_exact, open_parquet, parquet_class_names, require_exact
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class ParquetRecords(Records):
                 f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
                 f"({len(wrong)} such rows)"
                 f"{f': column {column!r} has a type that ends at {-int(labels.min()) - 1:,}' if wrapped else ''}.",
-                WIDER if wrapped else f"download the labelled files of {self.info.name}",
+                GIVE_INT64 if wrapped else f"download the labelled files of {self.info.name}",
             )
         return labels
 

@@ -34,17 +34,17 @@ from rd3.inputs import (
     Say,
     by_number,
     eight_bit_notes,
-    file_name,
-    how_to_unpack,
+    first_windows_path,
+    fix_of_layout,
     is_image_file,
     matched,
     open_parquet,
     order_text,
-    require_links,
+    portable_name,
+    require_unbroken_links,
     subfolders,
     unread,
     warn_of_doubts,
-    windows_path,
 )
 from rd3.one_level import one_level_down
 from rd3.recipe import Normalisation
@@ -187,7 +187,7 @@ def add_folder(
         raise BadValue(f"Resolution {resolution} is not supported.", "use 32, 64 or 224")
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
-    require_links(folder)
+    require_unbroken_links(folder)
     _refuse_other_layouts(folder, name, resolution)
     layout = _parquet_layout(folder, say) or _folder_layout(folder, _command(name, resolution))
     class_ids = layout.class_ids
@@ -359,14 +359,14 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
 
     ``add`` gives the command that would register another folder; None if ``root`` is one split of what is registered.
     """
-    require_links(root)
+    require_unbroken_links(root)
     found = subfolders(root)
     if len(found) < 2:
         raise _no_classes(root, found, add)
-    classes, by_numbers = by_number({file_name(one) for one in found})
+    classes, by_numbers = by_number({portable_name(one) for one in found})
     if len(classes) < len(found):
-        [(twice, _count)] = Counter(map(file_name, found)).most_common(1)
-        spelled = " and ".join(repr(one) for one in found if file_name(one) == twice)
+        [(twice, _count)] = Counter(map(portable_name, found)).most_common(1)
+        spelled = " and ".join(repr(one) for one in found if portable_name(one) == twice)
         raise BadValue(
             f"{root} has class folders whose names differ in spaces or in how characters are composed: {spelled}.",
             "move their images into one folder, or rename one",
@@ -411,8 +411,8 @@ def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | N
     beside: list[str] = []
     with contextlib.suppress(BadValue, OSError):  # what lies there is not the user's concern
         beside = subfolders(root.parent)
-    fix = how_to_unpack(root) or "create one subfolder per class"
-    images = image_files(root, "", 0) and not windows_path(root)
+    fix = fix_of_layout(root) or "create one subfolder per class"
+    images = image_files(root, "", 0) and not first_windows_path(root)
     if add and images and len(beside) > 1 and not _are_splits(beside):
         above = f"{fix}, or, if it is one class of several, register the folder above: {add(root.parent)}"
         return BadValue(f"{fact}; it holds images itself.", above)

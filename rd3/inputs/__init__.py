@@ -5,23 +5,23 @@ input is accepted or refused everywhere with the same words.
 """
 
 from rd3.inputs.checked import check_images_and_labels
-from rd3.inputs.class_order import StatedOrder, named_labels
+from rd3.inputs.class_order import StatedOrder, label_name_pairs
 from rd3.inputs.files import (
     IMAGE_SUFFIXES,
     by_number,
-    how_to_unpack,
+    first_windows_path,
+    fix_of_layout,
     is_image_file,
     is_litter,
     order_text,
-    require_links,
     require_regular,
+    require_unbroken_links,
     shortened,
     subfolders,
     unread,
-    windows_path,
 )
-from rd3.inputs.label_type import WIDER, largest_exact, require_exact
-from rd3.inputs.names import file_name, matched, plain_name
+from rd3.inputs.label_type import GIVE_INT64, largest_exact, require_exact
+from rd3.inputs.names import matched, plain_name, portable_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
 from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of, whole_pictures
@@ -30,8 +30,8 @@ from rd3.inputs.soft_labels import columns_in_order
 
 __all__ = [
     "DOUBTFUL",
+    "GIVE_INT64",
     "IMAGE_SUFFIXES",
-    "WIDER",
     "Note",
     "Say",
     "StatedOrder",
@@ -40,22 +40,23 @@ __all__ = [
     "check_images_and_labels",
     "columns_in_order",
     "eight_bit_notes",
-    "file_name",
-    "how_to_unpack",
+    "first_windows_path",
+    "fix_of_layout",
     "is_image_file",
     "is_litter",
+    "label_name_pairs",
     "largest_exact",
     "matched",
-    "named_labels",
     "open_parquet",
     "order_text",
     "parquet_class_names",
     "peculiarity",
     "plain_name",
+    "portable_name",
     "read_columns",
     "require_exact",
-    "require_links",
     "require_regular",
+    "require_unbroken_links",
     "rgb_of",
     "shortened",
     "stated_space",
@@ -63,5 +64,4 @@ __all__ = [
     "unread",
     "warn_of_doubts",
     "whole_pictures",
-    "windows_path",
 ]

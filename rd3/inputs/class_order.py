@@ -38,8 +38,8 @@ class StatedOrder:
 
     @classmethod
     def read(cls, value: Any, where: str) -> StatedOrder:
-        """From any form that :func:`named_labels` reads; raises :class:`ClassOrderError` for others."""
-        pairs = named_labels(value)
+        """From any form that :func:`label_name_pairs` reads; raises :class:`ClassOrderError` for others."""
+        pairs = label_name_pairs(value)
         names = dict(pairs)
         if not pairs or len(names) < len(pairs) or len(set(names.values())) < len(names):
             raise ClassOrderError(f"{where} states a class order that cannot be read.", FIX)
@@ -64,7 +64,7 @@ class StatedOrder:
         return [known[label] for label in labels]
 
 
-def named_labels(value: Any) -> list[tuple[int, str]]:
+def label_name_pairs(value: Any) -> list[tuple[int, str]]:
     """(label, name) of every class; empty if ``value`` is not a list of classes.
 
     Read are a list of names, also as the only value of a mapping, ``{name: label}`` as torchvision's ``class_to_idx``,

@@ -69,7 +69,7 @@ def require_regular(path: str | Path, found: os.stat_result) -> None:
         raise BadValue(f"{path} is not a regular file but a pipe, socket or device.", "remove it")
 
 
-def require_links(folder: Path) -> None:
+def require_unbroken_links(folder: Path) -> None:
     """Raise :class:`DataMissing` if a link in a folder of classes leads nowhere, since it may have been a class."""
     links = sorted(path for path in folder.iterdir() if path.is_symlink() and not is_litter(path.name))
     lost = [path for path in links if not _leads_somewhere(path)]
@@ -87,13 +87,13 @@ def _leads_somewhere(link: Path) -> bool:
         return False
 
 
-def how_to_unpack(folder: Path) -> str | None:
+def fix_of_layout(folder: Path) -> str | None:
     """What to do with a folder without class folders that holds images otherwise; None if it holds none.
 
     Known are files that hold many images, names that are paths of Windows, and image files with a list of their labels
     beside or above them.
     """
-    if path := windows_path(folder):
+    if path := first_windows_path(folder):
         return f"unpack the archive again with `unzip`, which makes folders of {path}, a path with Windows's separators"
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_litter(path.name))
     held = next((kind for path in files if (kind := _CONTAINERS.get(path.suffix.lower()))), None)
@@ -109,7 +109,7 @@ def how_to_unpack(folder: Path) -> str | None:
     return f"{fix}; {listed} may say which that is" if listed else fix
 
 
-def windows_path(folder: Path) -> str | None:
+def first_windows_path(folder: Path) -> str | None:
     r"""The first name in a folder that is a path of Windows, such as ``train\cat\0.png``; None without any."""
     return min((path.name for path in folder.iterdir() if "\\" in path.name), default=None)
 

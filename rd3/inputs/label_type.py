@@ -7,7 +7,7 @@ from typing import Any
 from rd3.errors import BadValue
 from rd3.lazy import torch
 
-WIDER = (
+GIVE_INT64 = (
     "give labels as int64 from where they were made: a conversion back does not restore numbers that were wrapped or "
     "rounded"
 )
@@ -25,7 +25,7 @@ def require_exact(labels: Any, what: str, classes: int, name: str) -> None:
             raise BadValue(
                 f"{what} are {kind}, which holds class numbers exactly only up to {largest:,}; the largest label of "
                 f"{name} is {classes - 1:,}.",
-                WIDER,
+                GIVE_INT64,
             )
 
 

@@ -22,12 +22,12 @@ from rd3.inputs import (
     Say,
     StatedOrder,
     check_images_and_labels,
-    how_to_unpack,
+    fix_of_layout,
     is_image_file,
     is_litter,
     matched,
-    require_links,
     require_regular,
+    require_unbroken_links,
     rgb_of,
     stated_space,
     subfolders,
@@ -75,7 +75,7 @@ def import_folder(
     if not source.is_dir():
         raise DataMissing(f"There is no folder {source}.", "give a folder with one folder of images per class")
     source = _unwrapped(source, info, say)
-    require_links(source)
+    require_unbroken_links(source)
     names = subfolders(source)
     _refuse_soft(source)
     label_of = _labels_by_name(names, info)
@@ -88,7 +88,7 @@ def import_folder(
     if not images:
         raise DataMissing(
             f"{source} holds no images in class folders{f'; {left}' if left else ''}.",
-            how_to_unpack(source) or f"use files ending in {', '.join(IMAGE_SUFFIXES)}, in one folder per class",
+            fix_of_layout(source) or f"use files ending in {', '.join(IMAGE_SUFFIXES)}, in one folder per class",
         )
     if left:
         say(Note(left, doubtful=True))

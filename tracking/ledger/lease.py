@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rd3.errors import DataCorrupt, LedgerInUse, StoreError
-from rd3.processes import is_running, stat_of
+from rd3.processes import started_at, still_runs
 from tracking.ledger.object_store import ObjectStore, json_with, read_as
 
 BEAT_S = 15.0
@@ -31,17 +31,6 @@ STALE_S = 60.0
 
 AHEAD_S = 60.0
 """Seconds from which on a heartbeat in the future is of a clock that is, or was, wrong."""
-
-
-def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, which tells it from a later process with the same pid."""
-    fields = stat_of(pid)
-    return fields[19] if fields else None
-
-
-def _is_running(holder: dict[str, Any]) -> bool:
-    started = holder.get("started")
-    return is_running(holder["pid"]) and (started is None or started == _started(holder["pid"]))
 
 
 def current_user() -> str:
@@ -99,7 +88,7 @@ class Lease:
         return time.time() - self._last_beat(holder)
 
     def _alive(self, holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname() and not _is_running(holder):
+        if holder["host"] == socket.gethostname() and not still_runs(holder["pid"], holder.get("started")):
             return False
         age = self._beat_age_s(holder)
         return age < STALE_S and (age > -AHEAD_S or self._writes_another_beat(holder))
@@ -145,7 +134,7 @@ class Lease:
             "user": current_user(),
             "work": self.work,
             "pid": os.getpid(),
-            "started": _started(os.getpid()),
+            "started": started_at(os.getpid()),
             "since": now,
             "time": now,
         }

@@ -14,6 +14,7 @@ it can be moved; outside of this module an entry has the URI of its files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import string
 from collections.abc import Iterable
@@ -172,7 +173,18 @@ class Ledger:
         return recipe if isinstance(recipe, SetRecipe) else None
 
     def set_role(self, dataset: str, role: str, recipe: dict[str, Any]) -> None:
-        """Name a teacher recipe ``role`` on ``dataset`` for use in grids; replaces an earlier one of that name."""
+        """Name the recipe of a teacher or backbone ``role`` on ``dataset``, for use in grids.
+
+        Replaces an earlier one of that name; raises :class:`BadValue` if that is of the other kind.
+        """
+        held = None
+        with contextlib.suppress(DataCorrupt):  # it is replaced
+            held = self.role(dataset, role)
+        kinds = [each.get("kind", "teacher") for each in (held or recipe, recipe)]
+        if kinds[0] != kinds[1]:
+            raise BadValue(
+                f"Role {role} of {dataset} is a {kinds[0]} and cannot become a {kinds[1]}.", "choose another --role"
+            )
         data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
         self.objects.put(_role_name(dataset, role), data.encode())
 

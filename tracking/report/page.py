@@ -42,6 +42,8 @@ class Section:
 
     table: ResultTable
     chart: Drawing | None
+    full_data: str
+    """The accuracy with all training images, in a sentence; empty if no teacher is known."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,17 @@ def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
     return found
 
 
-def _sections(found: Sequence[ResultTable]) -> list[Section]:
+def _full_data(table: ResultTable, teachers: Sequence[Mapping[str, str]]) -> str:
+    """The upper bound of a table: its student's network trained on all images, which the label teacher is or is not."""
+    known = [each for each in teachers if (each["dataset"], each["role"]) == (table.dataset, table.teacher)]
+    same = next((each for each in known if each["network"] == table.student), None)
+    if same is not None:
+        return f"{table.student} trained on all training images: {same['accuracy']} (teacher {same['role']})."
+    others = ", ".join(f"a {each['network']} with {each['accuracy']}" for each in known)
+    return f"{table.student} trained on all training images: unknown; the teacher is {others}." if known else ""
+
+
+def _sections(found: Sequence[ResultTable], teachers: Sequence[Mapping[str, str]]) -> list[Section]:
     sections = []
     for index, table in enumerate(found):
         chart = None
@@ -173,7 +185,7 @@ def _sections(found: Sequence[ResultTable]) -> list[Section]:
             caption = f"Dots: mean over seeds; {figures.BARS}"
             drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
             chart = Drawing(f"Accuracy, {table.title}", caption, drawn)
-        sections.append(Section(table, chart))
+        sections.append(Section(table, chart, _full_data(table, teachers)))
     return sections
 
 
@@ -283,13 +295,14 @@ def write_report(
     ``charts`` are more charts than those of :mod:`tracking.report.charts`.
     """
     frame, found = results.frame, results.scores
+    teachers = _teachers(frame, results.find)
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),
         lines=_lines(frame, facts) | _imported_sets(found, results.find),
         protocols=_protocols(found),
-        teachers=_teachers(frame, results.find),
-        sections=_sections(results.tables),
+        teachers=teachers,
+        sections=_sections(results.tables, teachers),
         sensitivity=_sensitivity(found),
         varied=[score for score in found if score.varied],
         pairs=pairs(frame),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -92,6 +93,17 @@ def _results(cell: Cell, find: Find) -> dict[str, Any]:
         columns |= {"resolved": entry.recipe.get("protocol"), "tested_on": entry.recipe.get("tested_on")}
         columns["ran_precision"] = entry.result.get("ran_precision")
     return columns
+
+
+_DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")
+
+
+def tests_by_epoch(result: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(epoch, top-1 accuracy in per cent) of an evaluation's test epochs and of its last epoch, in order."""
+    found = {float(match[1]): result[name] for name in result if (match := _DIAGNOSTIC.fullmatch(name))}
+    if "epochs_run" in result:
+        found[result["epochs_run"]] = result["top1_pct"]
+    return sorted(found.items())
 
 
 def rows(cells: Sequence[Cell], find: Find) -> pd.DataFrame:

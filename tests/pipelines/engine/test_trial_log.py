@@ -53,6 +53,8 @@ def test_alive_means_this_machine_and_a_process_that_runs(tmp_path: Path):
     (event,) = trial_log.events(tmp_path)
     assert trial_log.alive(event)
     assert not trial_log.alive({**event, "host": "elsewhere"})
+    assert not trial_log.alive({**event, "started": "1"}), "a later process with the same ID"
+    assert trial_log.alive({name: value for name, value in event.items() if name != "started"}), "older lines"
     child = multiprocessing.get_context("spawn").Process(target=os.getpid)
     child.start()
     child.join()

@@ -244,6 +244,7 @@ def test_a_trial_has_fields_of_stored_labels_where_it_stores_some(values, kept):
     [
         ("label_top_k: [2, 3]", "no trial has soft_labels 'once' or 'stored'"),
         ("label_epochs: [2, 3]\n  soft_labels: [online, once]", "no trial has soft_labels 'stored'"),
+        ("label_reuse: [batches, epochs]\n  soft_labels: [online, stored]", "every epoch has labels of its own"),
         ("image_steps: [100, 200]", "All trials of a sweep train on sets of one size"),
     ],
 )

@@ -159,6 +159,16 @@ def test_in_one_process_the_same_course_is_run_without_a_second_attempt(tmp_path
     assert f"blocked (1): its set random digits ipc1 ({fails.key[:12]}) failed: it was told to" in said
 
 
+def test_in_one_process_what_a_broken_recipe_kept_from_starting_is_unfinished(tmp_path):
+    class BreaksOff(StandIn):
+        def run(self, *_arguments):
+            return False
+
+    scheduler = scheduler_of([a_set(0)], tmp_path)
+    run_in_process(scheduler, BreaksOff(tmp_path, {}))
+    assert states(scheduler) == ["unfinished"] and not scheduler.running
+
+
 def test_after_a_device_error_a_single_process_starts_nothing_more(tmp_path):
     """Every later call to the device would fail in the same process."""
     first, fails, later = (a_set(seed) for seed in range(3))

@@ -10,7 +10,7 @@ import torch
 
 from rd3.datasets import dataset_info
 from rd3.errors import BadValue
-from rd3.inputs import StatedOrder, matched, named_labels
+from rd3.inputs import StatedOrder, label_name_pairs, matched
 from rd3.inputs.labels import class_labels
 
 
@@ -72,7 +72,7 @@ KERAS = {"0": ["n01", "tench"], "1": ["n02", "goldfish"]}
     ],
 )
 def test_lists_of_classes_are_read(value, expected):
-    found = dict(named_labels(value))
+    found = dict(label_name_pairs(value))
     assert [found[label] for label in sorted(found)] == expected
     if expected:
         assert sorted(found) == list(range(len(expected)))

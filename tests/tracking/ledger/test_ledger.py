@@ -99,6 +99,8 @@ def test_roles_are_names_that_users_give(ledger: Ledger) -> None:
     assert ledger.role("cifar10", "mine") is None
     ledger.set_role("cifar10", "mine", {"network": "resnet18"})
     ledger.set_role("cifar10", "mine", {"network": "resnet50"})
+    with pytest.raises(BadValue, match="Role mine of cifar10 is a teacher and cannot become a backbone"):
+        ledger.set_role("cifar10", "mine", {"kind": "backbone"})
     ledger.set_role("my/set", "timm:vit", {"network": "timm:vit"})
     assert ledger.role("cifar10", "mine") == {"network": "resnet50"}
     assert set(ledger.roles()) == {("cifar10", "mine"), ("my/set", "timm:vit")}

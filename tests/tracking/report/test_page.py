@@ -233,6 +233,7 @@ def test_results_beside_the_papers(page):
 
 
 def test_what_was_run_is_said(page):
+    assert "resnet18 trained on all training images: 89.53 % (teacher r18)." in page.text
     for words in ("Test CPU, 1 thread(s) a trial", "9.8.7", "2026-11-23 10:00:00 UTC", "89.53 %", "imported", "timing"):
         assert words in page.text
     assert "temperature 20.0" in page.text

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 from rd3.component import changes_text
 from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import panels_chart
+from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 from tracking.runs.fields import read_curve
 
-_DIAGNOSTIC = re.compile(r"diagnostic_top1_pct_epoch_(\d+)")
 _MOST = 12
 """Panels of a chart at most."""
 _SETTING = ("student", "teacher", "protocol", "labels", "setting")
@@ -34,7 +31,7 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
         setting = (f"{row[name]} labels" if name == "labels" else str(row[name]) for name in differ)
         texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", *setting, changes_text(overrides | row["varied"]))
         title = ", ".join(filter(None, texts))
-        tests = _tests(entry.result) if entry is not None else []
+        tests = tests_by_epoch(entry.result) if entry is not None else []
         if len(tests) < 2 or title in panels:
             continue
         if len(panels) == _MOST:
@@ -53,11 +50,3 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
     if left_out:
         caption += f"  {len(left_out)} more are left out."
     return Drawing("Training dynamics", caption, drawn)
-
-
-def _tests(result: dict[str, Any]) -> Line:
-    """(epoch, test accuracy) of the diagnostics and of the last epoch."""
-    found = {int(match[1]): result[name] for name in result if (match := _DIAGNOSTIC.fullmatch(name))}
-    if "epochs_run" in result:
-        found[result["epochs_run"]] = result["top1_pct"]
-    return sorted(found.items())

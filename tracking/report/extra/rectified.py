@@ -1,0 +1,37 @@
+"""Rectified and reported accuracies, and their differences (Table 2 and Figure 1 of the paper)."""
+
+from __future__ import annotations
+
+from tracking.report.extra import Table, register_table
+from tracking.report.paper import PaperValue
+from tracking.report.rectified import rectified
+from tracking.report.results import Results
+
+_COLUMNS = ("dataset", "IPC", "method", "reported", "rectified", "rectified − reported", "here", "here − reported")
+_NOTE = (
+    "Reported: by the paper of each method, under a protocol of its own. Rectified: under the paper's protocol. "
+    "Differences are in points and have no interval, as no number of runs is stated."
+)
+
+
+@register_table("rectified")
+def table(results: Results) -> Table | None:
+    """Reported and rectified accuracies of every method, and ours; for grids that name both parts of Table 2."""
+    rows = [
+        [
+            *(one.score.dataset, one.score.ipc, one.method, _printed(one.reported), _printed(one.rectified)),
+            *(_signed(one.change), one.score, _signed(one.ours)),
+        ]
+        for one in rectified(results.scores)
+    ]
+    return Table("Rectified and reported accuracy", _COLUMNS, rows, _NOTE) if rows else None
+
+
+def _printed(value: PaperValue | None) -> str:
+    if value is None:
+        return ""
+    return f"{value.mean:.1f}" + ("" if value.std is None else f" ± {value.std:.1f}")
+
+
+def _signed(points: float | None) -> str:
+    return "" if points is None else f"{points:+.1f}".replace("-", "−")
