@@ -75,6 +75,11 @@ def still_runs(process: int, started: str | None) -> bool:
     return not fields or (fields[0] != "Z" and started in (None, fields[19]))
 
 
+def is_suspended(process: int) -> bool:
+    """Whether a process is stopped by a signal (SIGSTOP, Ctrl-Z) or a debugger, until it is continued."""
+    return stat_of(process)[:1] in (["T"], ["t"])
+
+
 def is_running(process: int) -> bool:
     """Whether there is a process with this ID, of any user; it may be a zombie, or a later one with the same ID."""
     try:

@@ -117,7 +117,8 @@ def stderr_apart(log: Path | None) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     before, terminal = sys.stderr, os.dup(_STDERR)
-    with log.open("wb") as file:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as file:  # others append to it meanwhile
         os.dup2(file.fileno(), _STDERR)
     sys.stderr = os.fdopen(terminal, "w", buffering=1, errors="backslashreplace")
     _log.append(log)
@@ -139,7 +140,8 @@ def stderr_apart(log: Path | None) -> Iterator[None]:
 def _printing_to_stderr() -> Iterator[None]:
     """Within the block, Ray's messages about its own processes go to the process's standard error.
 
-    Ray prints them to standard output from a thread, with the last lines of the log of the process.
+    Ray prints them to standard output from a thread, with the last lines of the log of the process.  The output of
+    workers is not among them, as Ray is started without ``log_to_driver``.
     """
     from ray._private import worker
 

@@ -65,7 +65,7 @@ def show_note(note: Note) -> None:
     """Print what was found in an input."""
     if note.doubtful:
         console.print("warning:", style="bold yellow", end=" ")
-    console.print(note.text, soft_wrap=True)
+    console.print(" ".join(note.text.split()), soft_wrap=True)  # a name from a file must not begin a line
 
 
 def ledger_line(here: Session) -> str:

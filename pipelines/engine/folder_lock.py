@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rd3.errors import RD3Error
 from rd3.perform import Progress
+from rd3.processes import is_suspended
 
 ORPHAN_WAIT_S = 120.0
 """How long a new attempt waits for an older process to release the recipe's folder."""
@@ -37,7 +38,9 @@ def alone_in(folder: Path, progress: Progress) -> Iterator[None]:
                         f"Process {holder} still uses {folder} after {ORPHAN_WAIT_S:.0f} s.",
                         f"end process {holder}",
                     ) from None
-                progress(0.0, f"waiting for process {holder} to end")
+                suspended = holder.isdigit() and is_suspended(int(holder))
+                advice = f", which is suspended: kill -CONT {holder} continues it" if suspended else ""
+                progress(0.0, f"waiting for process {holder} to end{advice}")
                 time.sleep(0.1)
         lock.truncate(0)
         lock.write(str(os.getpid()))

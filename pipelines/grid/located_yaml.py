@@ -203,10 +203,11 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         found.problem(path, f"{node.value} is not a finite number.", "write a number, or put it in quotes")
         found.unreadable.add(path)
         return None
+    # What is larger is refused by its field, and may have more digits than Python prints.
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
-        decimal = f"{node.value.replace('_', '').replace('0', '', 1)} or " if base == 8 else ""
+        decimal = re.sub("^([-+]?)0+", r"\1", node.value.replace("_", "")) + " or " if base == 8 else ""
         found.problem(
             path,
             f"{node.value} is {value} in YAML, which reads it in base {base}.",

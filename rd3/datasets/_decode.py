@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rd3.errors import DataCorrupt
 from rd3.foreign_files import broken_file
-from rd3.inputs import check_depth, peculiarity, whole_pictures
+from rd3.inputs import check_depth, peculiarity, picture_fault, whole_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,10 +28,7 @@ def decode(encoded: bytes, where: str) -> Image:
             check_depth(image, where)
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        fact = DataCorrupt(
-            f"{where}: the image cannot be decoded ({type(error).__name__}, {len(encoded)} bytes).",
-            "download that file again from its source",
-        )
+        fact = picture_fault(error, where, "download that file again from its source")
         raise (broken_file(where) if Path(where).is_file() else None) or fact from error
 
 

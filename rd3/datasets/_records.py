@@ -108,7 +108,10 @@ def file_stamp(path: Path, name: str) -> str:
 
 
 def with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
-    """The info with the counts and the description that were found."""
+    """The info with the counts of ``labels`` and the description of ``found``.
+
+    Raises :class:`DataCorrupt` for a class of fewer than two training images.
+    """
     per_class = np.bincount(labels["train"], minlength=info.num_classes)
     if per_class.min() < 2:
         label = int(per_class.argmin())

@@ -24,7 +24,7 @@ from rd3.inputs.label_type import GIVE_INT64, largest_exact, require_exact
 from rd3.inputs.names import matched, plain_name, portable_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
-from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, rgb_of, whole_pictures
+from rd3.inputs.pictures import DOUBTFUL, check_depth, peculiarity, picture_fault, rgb_of, whole_pictures
 from rd3.inputs.pixels import eight_bit_notes, stated_space
 from rd3.inputs.soft_labels import columns_in_order
 
@@ -51,6 +51,7 @@ __all__ = [
     "order_text",
     "parquet_class_names",
     "peculiarity",
+    "picture_fault",
     "plain_name",
     "portable_name",
     "read_columns",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rd3.errors import BadValue, DataCorrupt
+from rd3.errors import BadValue, DataCorrupt, RD3Error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -127,6 +127,16 @@ def _reduction(image: Image) -> str | None:
     # BGR;16 is a pixel of 16 bits, as in BMP: 5, 6 and 5 of them per channel.
     deep_modes = any(";16" in str(part) and "BGR;16" not in str(part) for tile in tiles for part in tile)
     return SIXTEEN_BITS if deep_modes else None
+
+
+def picture_fault(error: Exception, where: str, fix: str) -> RD3Error:
+    """What keeps a picture from being decoded: its size (:class:`BadValue`), or what PIL says, with this ``fix``."""
+    from PIL import Image as pil
+
+    if isinstance(error, pil.DecompressionBombError):
+        most = 2 * (pil.MAX_IMAGE_PIXELS or 0)
+        return BadValue(f"{where} has more than {most:,} pixels, the most that are decoded.", "resize it")
+    return DataCorrupt(f"{where} cannot be decoded as an image ({type(error).__name__}).", fix)
 
 
 @whole_pictures()

@@ -68,6 +68,7 @@ class DWA(BatchNormMatching):
         return copy.deepcopy(super().network(ctx))
 
     def statistics(self, network: torch.nn.Module, settings: DWASettings, batches: int) -> BatchNormLoss:
+        # ``batches`` that pass the network at once: 1 here, as every block has a network of its own.
         return BatchNormLoss(network, settings.first_multiplier, settings.variance_weight, batches=batches)
 
     def before(

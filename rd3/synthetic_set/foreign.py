@@ -26,6 +26,7 @@ from rd3.inputs import (
     is_image_file,
     is_litter,
     matched,
+    picture_fault,
     require_regular,
     require_unbroken_links,
     rgb_of,
@@ -206,15 +207,16 @@ def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
     try:
         require_regular(path, path.stat())
         with Image.open(path) as image:
+            if image.size != (side, side):
+                raise BadValue(
+                    f"{path} is {image.width}x{image.height} pixels, this dataset has {side}x{side}.",
+                    "resize the images as described by their authors",
+                )
             pixels, note = rgb_of(image, str(path))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, DataCorrupt):
-        fact = DataCorrupt(f"{path} cannot be decoded as an image.", "replace or delete that file")
-        raise broken_file(path) or fact from None
-    if pixels.shape != (side, side, 3):
-        raise BadValue(
-            f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels, this dataset has {side}x{side}.",
-            "resize the images as described by their authors",
-        )
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise broken_file(path) or picture_fault(error, str(path), "replace or delete that file") from None
+    except DataCorrupt as error:
+        raise broken_file(path) or error from None
     return torch.from_numpy(pixels).permute(2, 0, 1), note
 
 

@@ -25,10 +25,11 @@ def read_class_order(path: Path | str) -> tuple[str, ...]:
         raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
     text = read_text(path)
     try:
-        names = dict(label_name_pairs(text))
+        pairs = label_name_pairs(text)
     except ValueError:
-        names = {}
-    if not names or set(names) != set(range(len(names))):
+        pairs = []
+    names = dict(pairs)
+    if not names or len(names) < len(pairs) or set(names) != set(range(len(names))):
         raise DataCorrupt(
             f"{path} is not a list of classes.",
             "write the class of each output on a line of its own, or as JSON: a list, or classes with their outputs as "

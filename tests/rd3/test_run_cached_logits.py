@@ -24,7 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cached")
     dataset = open_dataset("digits", Roots(None, folder / "home"))
     info = dataset.info
-    shared = {"data": Data(name="digits", fingerprint=dataset.fingerprint), "classes": info.classes, "resolution": 32}
+    shared = {
+        "data": Data(name="digits", fingerprint=dataset.fingerprint),
+        "classes": info.classes,
+        "resolution": 32,
+    }
     training = TeacherTraining(epochs=1, batch_size=256, lr=0.05, momentum=0.9, weight_decay=0, crop="none", flip=False)
     teacher = TeacherRecipe(
         network="convnet_w32", normalisation=info.normalisation, training=training, precision="auto", seed=0, **shared

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rd3.errors import DataCorrupt, LedgerInUse, StoreError
-from rd3.processes import started_at, still_runs
+from rd3.processes import is_suspended, started_at, still_runs
 from tracking.ledger.object_store import ObjectStore, json_with, read_as
 
 BEAT_S = 15.0
@@ -110,6 +110,8 @@ class Lease:
         facts.append(
             f"its clock is {-age:.0f} s ahead" if age < -AHEAD_S else f"last heartbeat {max(0.0, age):.0f} s ago"
         )
+        if holder["host"] == socket.gethostname() and is_suspended(holder["pid"]):
+            facts.append(f"suspended: kill -CONT {holder['pid']} continues it")
         return LedgerInUse(
             f"The ledger {self.objects.root} is in use by process {holder['pid']} on {holder['host']} since {since} "
             f"({', '.join(filter(None, facts))}).",

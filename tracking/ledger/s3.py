@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from rd3.errors import StoreError, StoreUnavailable
+from tracking.ledger.faults import has_password
 from tracking.ledger.object_store import Stored, Unfinished
 from tracking.ledger.s3_faults import Refusal, failed, own_endpoint_fault, refused
 
@@ -83,6 +84,12 @@ class S3Objects:
                 f"Cannot create an S3 client for {self.root} ({error}).",
                 "write AWS_ENDPOINT_URL with http:// or https://, without quotation marks or spaces around it",
             ) from None
+        if has_password(client.meta.endpoint_url):
+            raise StoreError(
+                "The address of the S3 server (AWS_ENDPOINT_URL, or endpoint_url of a profile) contains a password, "
+                "which others could read.",
+                "remove it; keys are given in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
         fault = own_endpoint_fault(client.meta.endpoint_url)
         if fault is not None:
             raise fault.error(StoreError, StoreUnavailable)

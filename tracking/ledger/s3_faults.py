@@ -247,7 +247,8 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
     """The fault that a refusal means, for objects below ``root``."""
     status = refusal.status or (int(refusal.code) if refusal.code.isdigit() else 0)
     by_proxy = proxy_fault(_server(endpoint)) if refusal.code.isdigit() and status != 404 else None
-    if by_proxy is not None and not by_proxy.waits:  # HTML instead of S3's XML, and the server is on this machine
+    # HTML instead of S3's XML, and of the faults of proxies the one that no waiting heals: S3 is on this machine.
+    if by_proxy is not None and not by_proxy.waits:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}
     for row in ROWS:

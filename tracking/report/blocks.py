@@ -38,6 +38,11 @@ def split(score: Score) -> tuple[Setting, str]:
     return setting, f"{score.method} ({changes_text(own)})" if own else score.method
 
 
+def method_text(score: Score) -> str:
+    """The method of a score, with the settings that are the method's own."""
+    return split(score)[1]
+
+
 def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, dict[str, Score]]:
     """Scores by place and method, in the order of the grid; evaluations at two places count at the first.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tracking.report.blocks import split
+from tracking.report.blocks import method_text
 from tracking.report.paper import PaperValue
 from tracking.report.scores import Score
 
@@ -46,7 +46,7 @@ def rectified(scores: Sequence[Score]) -> list[Rectified]:
     found: dict[tuple[str, int, str, str], dict[str, Score]] = {}
     for score in scores:
         if TABLE in score.printed and not score.varied:
-            place = (score.dataset, score.ipc, score.student, split(score)[1])
+            place = (score.dataset, score.ipc, score.student, method_text(score))
             found.setdefault(place, {})[score.printed[TABLE]] = score
     return [
         Rectified(both[RECTIFIED], place[-1], both[REPORTED].paper, both[RECTIFIED].paper)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rd3.errors import RD3Error
-from tracking.report.blocks import split
+from tracking.report.blocks import method_text
 from tracking.report.query import Find
 from tracking.report.scores import Score
 from tracking.report.tables import seconds_text
@@ -41,7 +41,7 @@ def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[She
 
 
 def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
-    title = f"{split(score)[1]}, {score.dataset}, IPC {score.ipc}"
+    title = f"{method_text(score)}, {score.dataset}, IPC {score.ipc}"
     spent = seconds_text(score.generation_s)
     mean = ", a mean over the sets" if len(score.sets) > 1 else ""
     caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}{mean}" if spent else "")

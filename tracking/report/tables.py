@@ -256,8 +256,9 @@ def short_names(found: Sequence[ResultTable]) -> list[str]:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape text for a Markdown table cell."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """Escape text for a Markdown table cell; it cannot become a link or a picture."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return plain.replace("](", "]\\(")
 
 
 READING = "mean ± standard deviation [95 % interval of the mean] (number of seeds)"

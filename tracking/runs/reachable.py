@@ -188,7 +188,7 @@ def _server(uri: str, seconds: float) -> int:
     shown = without_password(uri)
     try:
         health_status, health = _get(f"{uri}/health", seconds)
-        status = health_status
+        status, answer = health_status, health
         if status == 200:
             version_status, version = _get(f"{uri}/version", seconds)
             if health.strip() == "OK" and version_status == 404:
@@ -198,8 +198,8 @@ def _server(uri: str, seconds: float) -> int:
                 )
             is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
             if health.strip() != "OK" or not is_version:
-                raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}")
-            status, _body = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
+                raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}", health)
+            status, answer = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if fault := connection_fault(tracking_server(uri), str(reason)):
@@ -207,12 +207,12 @@ def _server(uri: str, seconds: float) -> int:
         raise TrackingUnavailable(
             f"The tracking server {shown} does not respond: {getattr(reason, 'strerror', None) or reason}.", _START
         ) from None
-    if status != 200 and (fault := _between(uri, status, health)):
+    if status != 200 and (fault := _between(uri, status, answer)):
         raise fault.error(TrackingError, TrackingUnavailable)
-    if "Invalid Host header" in health:
+    if "Invalid Host header" in answer:
         raise TrackingError(
             f"The tracking server {shown} rejects that host name ({status}, protection against DNS rebinding).",
-            "start the server with that name in --allowed-hosts",
+            f"start it with --allowed-hosts {urlsplit(uri).netloc.rpartition('@')[2]}, or use a name that it accepts",
         )
     if status >= 500:
         raise TrackingUnavailable(
@@ -240,8 +240,20 @@ def _between(uri: str, status: int, body: str) -> Fault | None:
     return STATUSES[status].about(where=without_password(uri)) if status in STATUSES else None
 
 
-def _not_mlflow(shown: str, why: str) -> TrackingError:
+_PAGE = re.compile(r"\s*<(?:!doctype|html)", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
+
+
+def _not_mlflow(shown: str, why: str, body: str = "") -> TrackingError:
     proxy = proxy_of(shown)
+    if _PAGE.match(body) and not proxy:
+        title = " ".join(found[1].split()) if (found := _TITLE.search(body)) else ""
+        return TrackingError(
+            f"{shown} answers with a web page{f' ({title!r})' if title else ''} instead of MLflow: it is another "
+            "server, or one that asks for a login before MLflow.",
+            "correct MLFLOW_TRACKING_URI; behind a login, set MLFLOW_TRACKING_TOKEN to a token that it accepts, or use "
+            "an address without it",
+        )
     if proxy:
         message = f"What answers for {shown} through the proxy {proxy} is not an MLflow server ({why})."
         return TrackingError(

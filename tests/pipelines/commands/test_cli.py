@@ -19,12 +19,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from small_recipes import a_set
 
-from pipelines.commands._show import parse_fields, show_table
+from pipelines.commands._show import parse_fields, show_note, show_table
 from pipelines.commands.grid import ui_line
 from pipelines.engine.execute import Failure, Outcome
 from pipelines.settings import Session
 from rd3 import methods
 from rd3.errors import BadValue
+from rd3.inputs import Note
 from rd3.methods import METHODS, method_names
 from rd3.parts import Collector
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
@@ -691,3 +692,8 @@ def test_a_users_protocol_is_listed_and_taken_by_grids(rd3, home, tmp_path):
     grid.write_text("methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nprotocols: [mine]\n")
     code, out, _err = rd3("plan", str(grid), "--json")
     assert code == 0 and json.loads(out)["cells"] == 3
+
+
+def test_a_name_from_a_file_does_not_begin_a_line(capsys):
+    show_note(Note("not read from a.pt: notes\nset 0123456789ab: IPC 5", doubtful=True))
+    assert capsys.readouterr().out == "warning: not read from a.pt: notes set 0123456789ab: IPC 5\n"

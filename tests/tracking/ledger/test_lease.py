@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_a_second_driver_is_told_who_is_there(ledger: Ledger) -> None:
     with ledger.lease():
         pass
     assert list(ledger.objects.names("leases/")) == []
+
+
+def test_a_suspended_driver_is_named_as_such(ledger: Ledger) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        leave(ledger, pid=process.pid)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreError, match=f"suspended: kill -CONT {process.pid} continues it"), ledger.lease():
+                pass
+        finally:
+            process.kill()
 
 
 def test_a_driver_in_another_process_is_refused(ledger: Ledger) -> None:

@@ -220,6 +220,13 @@ def test_an_endpoint_that_only_mlflow_reads(monkeypatch: pytest.MonkeyPatch) -> 
     assert S3Objects("s3://bucket/rd3").client.meta.endpoint_url == "http://storage:9000"
 
 
+def test_a_password_in_the_address_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:S3cret@storage:9000")
+    with pytest.raises(StoreError, match=r"AWS_ENDPOINT_URL.* contains a password") as caught:
+        S3Objects("s3://bucket/rd3").get("x")
+    assert "S3cret" not in str(caught.value)
+
+
 def test_a_profile_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "mine")
     objects = S3Objects("s3://bucket/rd3")

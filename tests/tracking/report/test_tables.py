@@ -19,7 +19,16 @@ from rd3.store import Entry
 from rd3.values import neutral_values
 from tracking.report.query import COLUMNS, rows
 from tracking.report.scores import comparable_protocol, scores, summarise
-from tracking.report.tables import letter, reduced_text, result_table, result_tables, to_csv, to_markdown, top1_text
+from tracking.report.tables import (
+    escape_markdown,
+    letter,
+    reduced_text,
+    result_table,
+    result_tables,
+    to_csv,
+    to_markdown,
+    top1_text,
+)
 
 TEACHER = "aa" * 32
 
@@ -418,3 +427,10 @@ def test_the_csv_has_the_interval_the_variance_split_and_the_standing():
     assert float(rded["variance_set_seeds"]) == pytest.approx(between)
     assert (rded["units"], rded["standing"], rded["precisions"]) == ("3", "best", "bf16")
     assert (other["units"], other["low_95"], other["standing"], other["precisions"]) == ("1", "", "", "fp32")
+
+
+@pytest.mark.parametrize("text", ["![](http://a.example/t.png)", "[a](javascript:alert(1))", "<img src=x>"])
+def test_names_cannot_become_links_or_pictures_in_markdown(text):
+    markdown = pytest.importorskip("markdown", reason="the extra docs is not installed")
+    rendered = markdown.markdown(escape_markdown(text))
+    assert "<a" not in rendered and "<img" not in rendered

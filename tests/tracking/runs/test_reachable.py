@@ -85,7 +85,7 @@ def test_a_server_that_accepts_and_says_nothing() -> None:
     ],
 )
 def test_a_server_that_is_something_else(serve, table: dict[str, tuple[int, str]]) -> None:
-    with pytest.raises(TrackingError, match="is not an MLflow server"):
+    with pytest.raises(TrackingError, match=r"is not an MLflow server|answers with a web page instead of MLflow"):
         check(serve(table))
 
 
@@ -130,6 +130,16 @@ def test_a_server_that_refuses_its_own_name(serve) -> None:
     said = "Invalid Host header - possible DNS rebinding attack detected"
     with pytest.raises(TrackingError, match=r"rejects that host name \(403.*--allowed-hosts"):
         check(serve({"/health": (403, said)}))
+    with pytest.raises(TrackingError, match=r"rejects that host name \(403.*--allowed-hosts 127\.0\.0\.1:\d+, or"):
+        check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (403, said)}))
+
+
+def test_a_login_page_in_front_of_mlflow(no_proxies: None, serve) -> None:
+    page = "<!DOCTYPE html><html><head><title>Sign in\n - Access</title>"
+    with pytest.raises(
+        TrackingError, match=r"web page \('Sign in - Access'\) instead of MLflow.*MLFLOW_TRACKING_TOKEN"
+    ):
+        check(serve({"/health": (200, page)}))
 
 
 def torn(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracking.report.blocks import split
+from tracking.report.blocks import method_text
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -28,7 +28,7 @@ def generation(results: Results) -> Table | None:
 def _row(score: Score) -> list[Score | str | float | None]:
     times = (score.generation_process_s, score.preparation_process_s, score.generation_wall_s, score.preparation_wall_s)
     return [
-        *(score.dataset, score.ipc, split(score)[1], score.set_count),
+        *(score.dataset, score.ipc, method_text(score), score.set_count),
         *(seconds_text(time) for time in times),
         seconds_text(_per_image(score)),
     ]

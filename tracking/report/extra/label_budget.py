@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tracking.report.blocks import split
+from tracking.report.blocks import method_text
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -34,11 +34,11 @@ def _order(score: Score) -> tuple[object, ...]:
 def _row(score: Score) -> list[Score | str | float | None]:
     resolved = score.resolved or {}
     budget = (score.label_bytes, score.image_steps)
-    return [score.dataset, score.ipc, split(score)[1], score.student, labels_text(resolved), *budget, score]
+    return [score.dataset, score.ipc, method_text(score), score.student, labels_text(resolved), *budget, score]
 
 
 def labels_text(resolved: Mapping[str, Any]) -> str:
-    """The labels of a resolved protocol, such as ``stored (4 of 40 epochs, 3 largest logits)``."""
+    """The labels of a resolved protocol, such as ``stored (fp16, 4 of 40 epochs, 3 largest logits)``."""
     if resolved["labels"] == "hard":
         return "hard"
     regime = resolved.get("soft_labels", "online")
