@@ -102,10 +102,11 @@ def _epochs(preset: Preset) -> int | str:
 
 
 def summaries(module: str, name: str) -> list[Row]:
-    """What is in a registry, the variable ``name`` of a module; for what fails to import, the reason."""
+    """What is in a registry, the variable ``name`` of a module; for what is unsupported or fails to import, why."""
     registry = getattr(import_module(module), name)
     rows = [{"name": each, "summary": first_line(registry.get(each).__doc__)} for each in registry]
-    return rows + [{"name": each, "summary": why} for each, why in broken(registry)]
+    without = [*broken(registry), *((each, f"unsupported: {why}") for each, why in registry.unsupported().items())]
+    return rows + [{"name": each, "summary": why} for each, why in without]
 
 
 def grids() -> list[Row]:

@@ -31,7 +31,7 @@ from rd3.errors import BadValue, RD3Error, StoreError, UnknownName
 from rd3.methods import METHODS, mistakes_in_setting
 from rd3.models import network_info
 from rd3.planning.sets import check_known_set, check_start
-from rd3.protocol import mistakes_in, protocol_names
+from rd3.protocol import mistakes_in, protocol_names, unsupported_loss
 from rd3.recipe import SetRecipe, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
@@ -221,6 +221,8 @@ class PartCheck:
     at: At = as_is
     takes_sets: bool = True
     """Whether imported sets can stand in place of a method's."""
+    takes_unsupported: bool = True
+    """Whether there are cells to say that a loss is unsupported; else it is a mistake."""
 
     def fields(self) -> dict[str, Any]:
         """Check everything; returns the fields of the :class:`Part`."""
@@ -429,7 +431,7 @@ class PartCheck:
         frames = self.frames or {ANY_FRAME}
         shared = {str(path[-1]): value for path, value in self.items("protocol")}
         self._check_twice(shared)
-        right = self._right(shared, ("protocol",))
+        right = self._right(self._supported(shared), ("protocol",))
         points: list[tuple[Path, dict[str, Any]]] = []
         for name, values in self.varied.items():
             for place, value in enumerate(values):
@@ -437,7 +439,7 @@ class PartCheck:
                 if self.is_right(path, value, partial(mistakes_in, name, value)):
                     points.append((path, {name: value}))
         for path, chosen in self.protocols.items():
-            own = right | self._right(chosen.values, path)
+            own = right | self._right(self._supported(chosen.values), path)
             at: Path = path if chosen.values or not shared else ("protocol",)
             for where, moved in [(at, {}), *points]:
                 for frame in frames:
@@ -446,6 +448,11 @@ class PartCheck:
                         info = self.infos.get(str(frame.dataset))
                         if info is not None:
                             resolved.require_fit(info.name, info.resolution, info.num_classes)
+
+    def _supported(self, values: dict[str, Any]) -> dict[str, Any]:
+        """``values`` without a loss that the cells will say to be unsupported."""
+        without = self.takes_unsupported and unsupported_loss(values)
+        return {name: value for name, value in values.items() if not (without and name == "loss")}
 
     def _check_paper(self) -> None:
         """Check that the paper prints these configurations."""

@@ -28,7 +28,7 @@ from rd3.models import network_info
 from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import PlannedSet, largest_sets, plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe
-from rd3.protocol import EvalProtocol, reductions
+from rd3.protocol import EvalProtocol, reductions, unsupported_loss
 from rd3.recipe import (
     BackboneRecipe,
     Data,
@@ -211,6 +211,8 @@ class _Rule(NamedTuple):
     protocol: EvalProtocol
     changed: dict[str, Any]
     reduced: dict[str, tuple[float, float]]
+    unsupported: str = ""
+    """Why the loss that the grid names is unsupported; the protocol then is the one without it."""
 
 
 class _Expander:
@@ -273,6 +275,9 @@ class _Expander:
                     for protocol, varied in product(part.protocols, part.points()):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
+                        if rule.unsupported:
+                            path = ("protocol" if "loss" in part.protocol else "protocols",)
+                            self.refusals.setdefault(rule.unsupported, (number, path))
                         for seed, made in sets.items():
                             without = _WITHOUT_OWN if rule.protocol.own_labels and not made.own_labels else ""
                             if without:
@@ -280,7 +285,7 @@ class _Expander:
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            reason = made.reason or reasons[student] or without
+                            reason = made.reason or reasons[student] or rule.unsupported or without
                             self._cells(shape, made, rule, seed, reason)
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
@@ -294,13 +299,16 @@ class _Expander:
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
         """The protocol at one point, with the batch size capped at the set's size."""
         fixed = part.protocol | chosen.values
+        unsupported = unsupported_loss(fixed)
+        named = {"loss": fixed.pop("loss")} if unsupported else {}
         at = partial(self.catalog.evaluation, chosen.name, frame)
         protocol, base, plain = at(fixed | varied), at(fixed), None
         with contextlib.suppress(RD3Error):  # the preset alone may set no epochs for this student
             plain = at({})
         # Of the base point, so that a varied setting of a changed loss is compared with it.
         changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
-        return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol, frame.case))
+        reduced = reductions(self.catalog.protocol(chosen.name), protocol, frame.case)
+        return _Rule(protocol, changed | named, reduced, unsupported)
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
         """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""

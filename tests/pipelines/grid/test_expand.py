@@ -67,7 +67,7 @@ def test_the_sensitivity_grid_counted_by_hand():
 @pytest.mark.parametrize("name", shipped_grids())
 def test_every_shipped_grid_expands(name):
     expansion = expand(load_grid(name), Fingerprints(opened))
-    assert expansion.cells and all(cell.evaluation for cell in expansion.cells)
+    assert expansion.cells and all(cell.evaluation or cell.setting == "CRLD" for cell in expansion.cells)
     order = list(expansion.recipes)
     for key, recipe in expansion.recipes.items():
         assert recipe.key == key
@@ -279,6 +279,19 @@ def test_generated_sets_have_no_soft_labels_of_their_own():
     }  # fmt: skip
     with pytest.raises(GridErrors, match="no supported cells: soft_labels 'own' needs an imported set"):
         expanded(SMALL + "protocol: {soft_labels: own}\n")
+
+
+def test_an_unsupported_loss_has_cells_that_say_so():
+    for given in ("protocol: {loss: crld, epochs: 9}\n", "protocols: [{rd3: {loss: {crld: {x: 1}}, epochs: 9}}]\n"):
+        found = expanded(SMALL + "also:\n  - " + given)
+        plain, crld = found.cells
+        assert plain.evaluation and crld.evaluation is None and crld.set is None
+        assert crld.reason.startswith("loss 'crld' is unsupported: it compares two views of every image")
+        assert crld.overrides["loss"] in ("crld", {"crld": {"x": 1}}) and crld.overrides["epochs"] == 9
+        with pytest.raises(GridErrors, match="no supported cells: loss 'crld' is unsupported: it compares two views"):
+            expanded(SMALL + given)
+    with pytest.raises(GridErrors, match="Loss 'crld' is unsupported"):
+        expanded(SMALL + "vary: {loss: [kl, crld]}\n")
 
 
 def test_mistakes_that_only_expansion_finds_have_their_places():
