@@ -317,6 +317,8 @@ class Preset(Frozen):
     name: str
     source: str
     """Publication of its values."""
+    deviates: tuple[str, ...] = ()
+    """What is done otherwise than in the publication, as sentences without a full stop."""
     reduces: str | None = None
     """The preset that this one reduces; its results are not compared with the paper."""
     all: dict[str, Any] = {}

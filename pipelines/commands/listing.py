@@ -85,6 +85,7 @@ def protocols() -> list[Row]:
             "reduces": preset.reduces,
             "incomplete": "; ".join(preset.incomplete),
             "source": preset.source,
+            "deviates": "; ".join(preset.deviates),
         }
         for preset in {**user_presets(session().presets), **presets()}.values()
     ]
