@@ -111,10 +111,11 @@ def summaries(module: str, name: str) -> list[Row]:
 
 
 def grids() -> list[Row]:
-    from pipelines.grid.files import load_grid, shipped_grids
+    from pipelines.grid.files import OTHER_NAMES, load_grid, shipped_grids
 
-    found = [load_grid(name) for name in shipped_grids()]
-    return [{"name": grid.name, "description": grid.description} for grid in found]
+    found = {name: load_grid(name).description for name in shipped_grids()}
+    found |= {name: f"The grid {grid}." for name, grid in OTHER_NAMES.items()}
+    return [{"name": name, "description": description} for name, description in sorted(found.items())]
 
 
 def sweeps() -> list[Row]:

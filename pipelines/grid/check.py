@@ -36,7 +36,7 @@ from rd3.recipe import SetRecipe, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
 from rd3.synthetic_set import IMPORTED
-from tracking.report.paper import configurations
+from tracking.report.paper import configurations, printed_tables
 
 T = TypeVar("T")
 
@@ -457,8 +457,12 @@ class PartCheck:
     def _check_paper(self) -> None:
         """Check that the paper prints these configurations."""
         for path, config in self.items("paper"):
-            if not configurations(str(path[-1]), config):
-                message = f"The paper's Table {path[-1]} has no configuration that begins with {config!r}."
+            table = str(path[-1])
+            if not configurations(table, ""):
+                fix = f"use one of: {', '.join(printed_tables())}, or remove `paper`"
+                self.problem(path, f"The paper's Table {table} prints no accuracies.", fix)
+            elif not configurations(table, config):
+                message = f"The paper's Table {table} has no configuration that begins with {config!r}."
                 self.problem(path, message, "see tracking/report/data/paper_results.csv")
 
     def _check_twice(self, shared: dict[str, Any]) -> None:

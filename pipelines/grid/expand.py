@@ -42,6 +42,7 @@ from rd3.recipe import (
     TeacherRecipe,
 )
 from rd3.values import canonical
+from tracking.report.paper import configured_value
 from tracking.runs.fields import Fact, cell_facts
 
 if TYPE_CHECKING:
@@ -179,8 +180,23 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     result.notes += [
         f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
+    result.notes += [] if grid.small else unprinted(result.cells)
     result.larger_sets = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result
+
+
+def unprinted(cells: list[Cell]) -> list[str]:
+    """A sentence for every table that a grid names under ``paper`` and that prints no value of its cells there."""
+    of_tables: dict[tuple[str, str], dict[tuple[str, str, int, str, str | None], None]] = {}
+    for cell in cells:
+        for place in cell.printed.items():
+            at = cell.method, cell.dataset, cell.ipc, cell.student, cell.teacher_network
+            of_tables.setdefault(place, {})[at] = None
+    return [
+        f"paper: the paper's Table {table} prints no value for any cell of this grid under {config!r}."
+        for (table, config), places in of_tables.items()
+        if not any(configured_value(*at, {table: config}) for at in places)
+    ]
 
 
 class _MadeSet(NamedTuple):

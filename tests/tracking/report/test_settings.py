@@ -117,7 +117,8 @@ BASE = "methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n
     ("more", "said"),
     [
         ("paper: {'6': loss=KK}\n", r"paper.6 .line 6.: The paper's Table 6 has no configuration .* 'loss=KK'"),
-        ("paper: {'99': loss}\n", "Table 99 has no configuration"),
+        ("paper: {'8': loss}\n", "Table 8 prints no accuracies. Fix: use one of: 1, 2, 3, 5, 6, 7, 11, 12, .*, 18, or"),
+        ("paper: {'99': loss}\n", "Table 99 prints no accuracies"),
         ("label_teachers: [resnet18_w61]\n", r"label_teachers.0. .line 6."),
         ("small: {ipc: [0]}\n", r"small.ipc.0. .line 6.: Expected an integer of at least 1"),
         ("small: {ipcs: [1]}\n", "has no key 'ipcs' here"),
