@@ -292,8 +292,8 @@ class _Expander:
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
                         if rule.unsupported:
-                            path = ("protocol" if "loss" in part.protocol else "protocols",)
-                            self.refusals.setdefault(rule.unsupported, (number, path))
+                            key = "protocol" if "loss" in part.protocol else "protocols"
+                            self.refusals.setdefault(rule.unsupported, (number, (key,)))
                         for seed, made in sets.items():
                             without = _WITHOUT_OWN if rule.protocol.own_labels and not made.own_labels else ""
                             if without:
