@@ -122,6 +122,7 @@ def registered() -> str:
         for name in registry:
             parts += [f"### `{name}`", inspect.cleandoc(registry.get(name).__doc__ or "")]
             parts += _settings_table(registry.get(name).Settings)
+        parts += [f"### `{name}`\n\nUnsupported: {why}." for name, why in registry.unsupported().items()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -317,6 +317,8 @@ class Preset(Frozen):
     name: str
     source: str
     """Publication of its values."""
+    deviates: tuple[str, ...] = ()
+    """What is done otherwise than in the publication, as sentences without a full stop."""
     reduces: str | None = None
     """The preset that this one reduces; its results are not compared with the paper."""
     all: dict[str, Any] = {}
@@ -505,6 +507,14 @@ def implied_by(changes: Mapping[str, Any]) -> dict[str, Any]:
     if changes.get("labels") != "hard":
         return {}
     return {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"}
+
+
+def unsupported_loss(values: Mapping[str, Any]) -> str:
+    """Why the loss among values by name is unsupported; empty if it is not, or none is named."""
+    named = values.get("loss")
+    name = next(iter(named), None) if isinstance(named, Mapping) else named
+    why = LOSSES.unsupported().get(name, "") if isinstance(name, str) else ""
+    return why and f"loss {name!r} is unsupported: {why}"
 
 
 def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import pkgutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
+from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName, Unsupported
 from rd3.own_code import code_hash
 
 T = TypeVar("T")
@@ -59,11 +59,16 @@ def renew(thing: object) -> str:
 
 
 class Registry(Generic[T]):
-    """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name."""
+    """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name.
 
-    def __init__(self, kind: str, package: str):
+    ``unsupported``: names that publications have and RD3 cannot have, each with the reason; a plugin may still register
+    one of them.
+    """
+
+    def __init__(self, kind: str, package: str, unsupported: Mapping[str, str] | None = None):
         self.kind = kind
         self.package = package
+        self._unsupported = dict(unsupported or {})
         self._things: dict[str, T] = {}
         self._broken: dict[str, str] = {}
         self._loaded = False
@@ -157,6 +162,11 @@ class Registry(Generic[T]):
         self._load()
         return dict(self._broken)
 
+    def unsupported(self) -> dict[str, str]:
+        """Published things of this kind that are not available, by name, with the reason."""
+        self._load()
+        return {name: why for name, why in self._unsupported.items() if name not in self._things}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
@@ -165,7 +175,10 @@ class Registry(Generic[T]):
         return name in self._things
 
     def get(self, name: str) -> T:
-        """The object registered as ``name``; raises :class:`UnknownName` with a suggestion."""
+        """The object registered as ``name``.
+
+        Raises :class:`UnknownName` with a suggestion, or :class:`Unsupported` with the reason.
+        """
         if name in self._things:
             return self._things[name]
         self._load()
@@ -175,4 +188,7 @@ class Registry(Generic[T]):
             raise UnknownName(
                 f"{self.kind.capitalize()} {name!r} fails to import: {self._broken[name]}.", "fix or remove it"
             )
+        if name in self._unsupported:
+            why = self._unsupported[name]
+            raise Unsupported(f"{self.kind.capitalize()} {name!r} is unsupported: {why}.", f"use another {self.kind}")
         raise UnknownName(f"There is no {self.kind} {name!r}.", did_you_mean(name, self.names()))

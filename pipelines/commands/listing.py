@@ -83,8 +83,8 @@ def protocols() -> list[Row]:
             "name": preset.name,
             "epochs": _epochs(preset),
             "reduces": preset.reduces,
-            "incomplete": "; ".join(preset.incomplete),
             "source": preset.source,
+            "incomplete": "; ".join(preset.incomplete),
         }
         for preset in {**user_presets(session().presets), **presets()}.values()
     ]
@@ -102,17 +102,19 @@ def _epochs(preset: Preset) -> int | str:
 
 
 def summaries(module: str, name: str) -> list[Row]:
-    """What is in a registry, the variable ``name`` of a module; for what fails to import, the reason."""
+    """What is in a registry, the variable ``name`` of a module; for what is unsupported or fails to import, why."""
     registry = getattr(import_module(module), name)
     rows = [{"name": each, "summary": first_line(registry.get(each).__doc__)} for each in registry]
-    return rows + [{"name": each, "summary": why} for each, why in broken(registry)]
+    without = [*broken(registry), *((each, f"unsupported: {why}") for each, why in registry.unsupported().items())]
+    return rows + [{"name": each, "summary": why} for each, why in without]
 
 
 def grids() -> list[Row]:
-    from pipelines.grid.files import load_grid, shipped_grids
+    from pipelines.grid.files import OTHER_NAMES, load_grid, shipped_grids
 
-    found = [load_grid(name) for name in shipped_grids()]
-    return [{"name": grid.name, "description": grid.description} for grid in found]
+    found = {name: load_grid(name).description for name in shipped_grids()}
+    found |= {name: f"The grid {grid}." for name, grid in OTHER_NAMES.items()}
+    return [{"name": name, "description": description} for name, description in sorted(found.items())]
 
 
 def sweeps() -> list[Row]:

@@ -1,4 +1,4 @@
-"""``rd3 protocol``: what distinguishes two evaluation protocols."""
+"""``rd3 protocol``: what an evaluation protocol is, and what distinguishes two of them."""
 
 from __future__ import annotations
 
@@ -10,47 +10,113 @@ from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.settings import session
 
 if TYPE_CHECKING:
-    from rd3.protocol import EvalProtocol
+    from rd3.datasets import DatasetInfo
+    from rd3.protocol import EvalProtocol, Preset
 
-app = typer.Typer(help="Evaluation protocols: compare two of them.", no_args_is_help=True)
+app = typer.Typer(help="Evaluation protocols: show one, compare two.", no_args_is_help=True)
 _ANY_SIZE = 10**9
 """Images of a set at which no batch size is capped."""
+_DATASET = "imagenet1k"
+_STUDENTS = {"same network as the teacher": True, "another network": False}
+Row = dict[str, str]
+
+IpcOption = Annotated[int, typer.Option(min=1, help="Images per class for which rules are resolved.")]
+StudentOption = Annotated[str, typer.Option(help="Student for which rules are resolved.")]
 
 
-@app.callback()
-def protocols() -> None:
-    """Keeps ``diff`` a command of its own."""
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
+    dataset: Annotated[str, typer.Option(help="Dataset for which rules are resolved.")] = _DATASET,
+    ipc: IpcOption = 10,
+    student: StudentOption = "resnet18",
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a protocol comes from, what it does otherwise, what it lacks, and its values by student."""
+    from rd3.component import plain_text
+    from rd3.datasets import dataset_info
+    from rd3.models import network_info
+
+    [preset], info = _presets(name), dataset_info(dataset, session().roots)
+    network_info(student)
+    found = {label: _resolved(preset, info, ipc, student, same=same) for label, same in _STUDENTS.items()}
+    about = [("source", preset.source), *(("deviates", each) for each in preset.deviates)]
+    about += [("missing", each) for each in preset.incomplete]
+    rows = [
+        {"value": field} | {label: plain_text(each.value(field)) for label, each in found.items()}
+        for field in next(iter(found.values())).model_dump()
+    ]
+    if as_json:
+        rows = [{"value": what, **dict.fromkeys(found, text)} for what, text in about] + rows
+    else:
+        for what, text in about:
+            console.print(f"{what}: {text}", soft_wrap=True)
+    show_table(rows, as_json=as_json)
 
 
 @app.command("diff")
 def diff(
     first: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
     second: Annotated[str, typer.Argument(help="Name of the other.")],
-    dataset: Annotated[str, typer.Option(help="Dataset for which both are resolved.")] = "imagenet1k",
-    ipc: Annotated[int, typer.Option(min=1, help="Images per class for which both are resolved.")] = 10,
-    student: Annotated[str, typer.Option(help="Student for which both are resolved.")] = "resnet18",
+    dataset: Annotated[str | None, typer.Option(help=f"Dataset for which rules are resolved [{_DATASET}].")] = None,
+    ipc: IpcOption = 10,
+    student: StudentOption = "resnet18",
     as_json: JsonOption = False,
 ) -> None:
-    """List the values in which two protocols differ, by student: with the teacher's network, and with another one."""
-    from pipelines.grid.catalog import Catalog, Frame
-    from rd3.datasets import dataset_info
+    """List the values in which two protocols differ, by student: with the teacher's network, and with another one.
+
+    What an incomplete protocol lacks is listed beside the values that it has.
+    """
+    from rd3.datasets import dataset_info, dataset_names
     from rd3.models import network_info
 
-    here = session()
-    catalog, info = Catalog.of(here), dataset_info(dataset, here.roots)
+    roots, (one, other) = session().roots, _presets(first, second)
     network_info(student)
-    rows = []
-    for label, same in (("same network as the teacher", True), ("another network", False)):
-        frame = Frame(info.factor, same, _ANY_SIZE, student, info.name, info.num_classes, ipc)
-        one, other = (catalog.evaluation(name, frame, {}) for name in (first, second))
-        rows += [
-            {"student": label, "value": name, first: own, second: others}
-            for name, (own, others) in differences(one, other).items()
-        ]
+
+    def rows_for(name: str) -> list[Row]:
+        return _differing(one, other, dataset_info(name, roots), ipc, student)
+
+    rows = rows_for(dataset or _DATASET)
     if rows or as_json:
         show_table(rows, as_json=as_json)
-    else:
-        console.print(f"{first} and {second} are equal on {dataset}", soft_wrap=True)
+        return
+    elsewhere = [] if dataset else [name for name in dataset_names(roots) if rows_for(name)]
+    where = dataset or (_DATASET if elsewhere else "every dataset")
+    differ = f", and differ on {', '.join(elsewhere)}: give --dataset" if elsewhere else ""
+    equal = f"{first} and {second} are equal on {where} for student {student} at IPC {ipc}"
+    console.print(equal + differ, soft_wrap=True)
+
+
+def _presets(*names: str) -> list[Preset]:
+    """Presets by name, with those of the user, whose rules are checked."""
+    from pipelines.grid.catalog import Catalog
+
+    catalog = Catalog.of(session())
+    return [catalog.protocol(name) for name in names]
+
+
+def _resolved(preset: Preset, info: DatasetInfo, ipc: int, student: str, *, same: bool) -> EvalProtocol:
+    """A preset for one student; an incomplete one without what it lacks, to be shown and not to be used."""
+    from pipelines.grid.catalog import Frame
+    from rd3.protocol import resolve_protocol
+
+    frame = Frame(info.factor, same, _ANY_SIZE, student, info.name, info.num_classes, ipc)
+    return resolve_protocol(preset.model_copy(update={"incomplete": ()}), **frame._asdict())
+
+
+def _differing(one: Preset, other: Preset, info: DatasetInfo, ipc: int, student: str) -> list[Row]:
+    """A row for every value in which two presets differ, by student, and one for what they lack."""
+    rows = []
+    for label, same in _STUDENTS.items():
+        pair = (_resolved(preset, info, ipc, student, same=same) for preset in (one, other))
+        rows += [
+            {"student": label, "value": name, one.name: own, other.name: others}
+            for name, (own, others) in differences(*pair).items()
+        ]
+    if one.incomplete != other.incomplete:
+        lacking = {preset.name: "; ".join(preset.incomplete) or "nothing" for preset in (one, other)}
+        rows.append({"student": "every", "value": "missing", **lacking})
+    return rows
 
 
 def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, str]]:

@@ -31,12 +31,12 @@ from rd3.errors import BadValue, RD3Error, StoreError, UnknownName
 from rd3.methods import METHODS, mistakes_in_setting
 from rd3.models import network_info
 from rd3.planning.sets import check_known_set, check_start
-from rd3.protocol import mistakes_in, protocol_names
+from rd3.protocol import mistakes_in, protocol_names, unsupported_loss
 from rd3.recipe import SetRecipe, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.robustness.corruptions import KNOWN, STANDARD, corruption
 from rd3.synthetic_set import IMPORTED
-from tracking.report.paper import configurations
+from tracking.report.paper import configurations, printed_tables
 
 T = TypeVar("T")
 
@@ -221,6 +221,8 @@ class PartCheck:
     at: At = as_is
     takes_sets: bool = True
     """Whether imported sets can stand in place of a method's."""
+    takes_unsupported: bool = True
+    """Whether there are cells to say that a loss is unsupported; else it is a mistake."""
 
     def fields(self) -> dict[str, Any]:
         """Check everything; returns the fields of the :class:`Part`."""
@@ -429,7 +431,7 @@ class PartCheck:
         frames = self.frames or {ANY_FRAME}
         shared = {str(path[-1]): value for path, value in self.items("protocol")}
         self._check_twice(shared)
-        right = self._right(shared, ("protocol",))
+        right = self._right(self._supported(shared), ("protocol",))
         points: list[tuple[Path, dict[str, Any]]] = []
         for name, values in self.varied.items():
             for place, value in enumerate(values):
@@ -437,7 +439,7 @@ class PartCheck:
                 if self.is_right(path, value, partial(mistakes_in, name, value)):
                     points.append((path, {name: value}))
         for path, chosen in self.protocols.items():
-            own = right | self._right(chosen.values, path)
+            own = right | self._right(self._supported(chosen.values), path)
             at: Path = path if chosen.values or not shared else ("protocol",)
             for where, moved in [(at, {}), *points]:
                 for frame in frames:
@@ -447,11 +449,20 @@ class PartCheck:
                         if info is not None:
                             resolved.require_fit(info.name, info.resolution, info.num_classes)
 
+    def _supported(self, values: dict[str, Any]) -> dict[str, Any]:
+        """``values`` without a loss that the cells will say to be unsupported."""
+        without = self.takes_unsupported and unsupported_loss(values)
+        return {name: value for name, value in values.items() if not (without and name == "loss")}
+
     def _check_paper(self) -> None:
         """Check that the paper prints these configurations."""
         for path, config in self.items("paper"):
-            if not configurations(str(path[-1]), config):
-                message = f"The paper's Table {path[-1]} has no configuration that begins with {config!r}."
+            table = str(path[-1])
+            if not configurations(table, ""):
+                fix = f"use one of: {', '.join(printed_tables())}, or remove `paper`"
+                self.problem(path, f"The paper's Table {table} prints no accuracies.", fix)
+            elif not configurations(table, config):
+                message = f"The paper's Table {table} has no configuration that begins with {config!r}."
                 self.problem(path, message, "see tracking/report/data/paper_results.csv")
 
     def _check_twice(self, shared: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from rd3.models import network_info
 from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import PlannedSet, largest_sets, plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe
-from rd3.protocol import EvalProtocol, reductions
+from rd3.protocol import EvalProtocol, reductions, unsupported_loss
 from rd3.recipe import (
     BackboneRecipe,
     Data,
@@ -42,6 +42,7 @@ from rd3.recipe import (
     TeacherRecipe,
 )
 from rd3.values import canonical
+from tracking.report.paper import configured_value
 from tracking.runs.fields import Fact, cell_facts
 
 if TYPE_CHECKING:
@@ -179,8 +180,23 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     result.notes += [
         f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
+    result.notes += [] if grid.small else unprinted(result.cells)
     result.larger_sets = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result
+
+
+def unprinted(cells: list[Cell]) -> list[str]:
+    """A sentence for every table that a grid names under ``paper`` and that prints no value of its cells there."""
+    of_tables: dict[tuple[str, str], dict[tuple[str, str, int, str, str | None], None]] = {}
+    for cell in cells:
+        for place in cell.printed.items():
+            at = cell.method, cell.dataset, cell.ipc, cell.student, cell.teacher_network
+            of_tables.setdefault(place, {})[at] = None
+    return [
+        f"paper: the paper's Table {table} prints no value for any cell of this grid under {config!r}."
+        for (table, config), places in of_tables.items()
+        if not any(configured_value(*at, {table: config}) for at in places)
+    ]
 
 
 class _MadeSet(NamedTuple):
@@ -211,6 +227,8 @@ class _Rule(NamedTuple):
     protocol: EvalProtocol
     changed: dict[str, Any]
     reduced: dict[str, tuple[float, float]]
+    unsupported: str = ""
+    """Why the loss that the grid names is unsupported; the protocol then is the one without it."""
 
 
 class _Expander:
@@ -273,6 +291,9 @@ class _Expander:
                     for protocol, varied in product(part.protocols, part.points()):
                         rule = self._rule(part, protocol, varied, frame)
                         base = self._compared(rule.protocol, base, varied)
+                        if rule.unsupported:
+                            key = "protocol" if "loss" in part.protocol else "protocols"
+                            self.refusals.setdefault(rule.unsupported, (number, (key,)))
                         for seed, made in sets.items():
                             without = _WITHOUT_OWN if rule.protocol.own_labels and not made.own_labels else ""
                             if without:
@@ -280,7 +301,7 @@ class _Expander:
                             shape = _Shape(
                                 chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
                             )
-                            reason = made.reason or reasons[student] or without
+                            reason = made.reason or reasons[student] or rule.unsupported or without
                             self._cells(shape, made, rule, seed, reason)
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
@@ -294,13 +315,16 @@ class _Expander:
     def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
         """The protocol at one point, with the batch size capped at the set's size."""
         fixed = part.protocol | chosen.values
+        unsupported = unsupported_loss(fixed)
+        named = {"loss": fixed.pop("loss")} if unsupported else {}
         at = partial(self.catalog.evaluation, chosen.name, frame)
         protocol, base, plain = at(fixed | varied), at(fixed), None
         with contextlib.suppress(RD3Error):  # the preset alone may set no epochs for this student
             plain = at({})
         # Of the base point, so that a varied setting of a changed loss is compared with it.
         changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
-        return _Rule(protocol, changed, reductions(self.catalog.protocol(chosen.name), protocol, frame.case))
+        reduced = reductions(self.catalog.protocol(chosen.name), protocol, frame.case)
+        return _Rule(protocol, changed | named, reduced, unsupported)
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
         """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""

@@ -42,6 +42,8 @@ def file_names(folder: Any) -> list[str]:
 
 
 SMALL = "-small"
+OTHER_NAMES = {"figure1": "table2", "figure5": "table4", "figure6": "figure4"}
+"""Figures of the paper that show what another of its tables or figures runs, with the grid of that."""
 
 
 def shipped_grids() -> list[str]:
@@ -56,12 +58,14 @@ def shipped_grids() -> list[str]:
 def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = None) -> Grid:
     """Load a grid by name or path, or from the content of a file; raises :class:`GridErrors` with all mistakes.
 
-    ``NAME-small`` is the demonstration size of the grid ``NAME``, as is ``FILE-small.yaml`` of ``FILE.yaml``.
+    ``NAME-small`` is the demonstration size of the grid ``NAME``, as is ``FILE-small.yaml`` of ``FILE.yaml``.  A figure
+    of ``OTHER_NAMES`` is the grid that runs it.
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     if isinstance(source, Mapping):
         return parse_grid(_as_text(source), "grid", catalog)
-    full = _full(str(source))
+    source = _own_name(str(source))
+    full = _full(source)
     name, text, document = read_named(full or source, _folder(), "grid")
     return checked(partial(check_document, small=full is not None), document, name, text, catalog)
 
@@ -86,6 +90,12 @@ def _as_text(source: Mapping[str, Any]) -> str:
             f"A grid has a value of type {kind}, {str(error.args[-1])[:60]!r}.",
             "use numbers, text, lists and dicts",
         ) from None
+
+
+def _own_name(source: str) -> str:
+    """The name of the grid that also goes by another one, in the same size."""
+    name, size = (source.removesuffix(SMALL), SMALL) if source.endswith(SMALL) else (source, "")
+    return OTHER_NAMES[name] + size if name in OTHER_NAMES else source
 
 
 def _full(source: str) -> str | None:

@@ -85,7 +85,9 @@ def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sw
     right = {key: value for key, value in data.items() if key not in {path[0] for path in wrong}}
     test = right.get("test", {})
     _check_test(document, test)
-    check = PartCheck(document, _as_part(data, right), wrong, catalog, "fit", _at, takes_sets=False)
+    check = PartCheck(
+        document, _as_part(data, right), wrong, catalog, "fit", _at, takes_sets=False, takes_unsupported=False
+    )
     part = check.fields()
     space = _space(check, right)
     _preset_names(document, data["name"], check)

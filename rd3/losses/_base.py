@@ -58,7 +58,10 @@ class Loss(Protocol):
         """The loss of one batch; see :data:`LossFunction`."""
 
 
-LOSSES: Registry[Loss] = Registry("loss", "rd3.losses")
+UNSUPPORTED = {"crld": "it compares two views of every image, and a protocol trains on one"}
+"""Published losses that a loss function cannot be, with the reason."""
+
+LOSSES: Registry[Loss] = Registry("loss", "rd3.losses", UNSUPPORTED)
 
 
 def register_loss(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rd3.errors import UnknownName
+from rd3.errors import UnknownName, Unsupported
 from rd3.losses import LOSSES, LossTargets
 
 B, C = 6, 5
@@ -59,6 +59,17 @@ def test_mse_gt_leaves_the_hard_term_when_logits_agree():
     assert float(learn("mse_gt", logits, same, gamma=0.025)) == pytest.approx(0.025 * hard, rel=1e-5)
     shifted = LossTargets(logits + 2, given.labels, given.labels_mixed, 0.3)
     assert float(learn("mse_gt", logits, shifted, gamma=0.0)) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.3])
+def test_mse_gt_against_a_loop(lam):
+    student, teacher, given = normal(0, B, C) * 3, normal(1, B, C) * 3, targets(lam=lam)
+    expected = 0.0
+    for own, other, y in rows(student, teacher, labels=given.labels):
+        expected += sum((a - b) ** 2 for a, b in zip(own, other, strict=True)) / (B * C)
+        expected -= 0.15 * np.log(softmax(own)[y]) / B
+    found = learn("mse_gt", student, replace(given, teacher_logits=teacher), gamma=0.15)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("hard_mix", ["weighted", "base"])
@@ -117,9 +128,19 @@ def test_lskd_against_a_loop_and_does_not_see_shift_or_scale():
     assert float(moved) == pytest.approx(float(plain), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["kl", "mse_gt", "dkd", "nkd", "lskd"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "lskd"])
+def test_the_target_class_of_a_mixed_image_is_that_of_its_base(name):
+    student, mixed = normal(0, B, C) * 3, targets(normal(1, B, C) * 3, lam=0.3)
+    assert (mixed.labels != mixed.labels_mixed).any()
+    alone = replace(mixed, labels_mixed=mixed.labels, lam=1.0)
+    swapped = replace(mixed, labels=mixed.labels_mixed, labels_mixed=mixed.labels, lam=0.7)
+    assert float(learn(name, student, mixed)) == float(learn(name, student, alone))
+    assert float(learn(name, student, mixed)) != pytest.approx(float(learn(name, student, swapped)), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["kl", "mse_gt", "ce", "dkd", "nkd", "lskd"])
 def test_gradients_are_those_of_finite_differences(name):
-    logits, given = normal(0, B, C).requires_grad_(True), targets(normal(1, B, C))
+    logits, given = normal(0, B, C).requires_grad_(True), targets(normal(1, B, C), lam=0.3)
     learn(name, logits, given).backward()
     step = 1e-2
     for row, column in ((0, 0), (1, int(given.labels[1])), (4, 3)):
@@ -147,6 +168,13 @@ def test_registry_knows_them_without_torch():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert {"kl", "mse_gt", "ce"} <= set(eval(answer))
+
+
+def test_a_loss_of_two_views_is_unsupported_with_the_reason():
+    assert "crld" not in LOSSES
+    assert LOSSES.unsupported() == {"crld": "it compares two views of every image, and a protocol trains on one"}
+    with pytest.raises(Unsupported, match="Loss 'crld' is unsupported: it compares two views"):
+        LOSSES.get("crld")
 
 
 def test_unknown_loss_is_named():

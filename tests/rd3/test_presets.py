@@ -9,13 +9,13 @@ import pytest
 
 from rd3.errors import Unsupported
 from rd3.models import network_names
-from rd3.protocol import EvalProtocol, presets, read_preset, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, presets, read_preset, resolve_protocol
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "imagenette": 10, "imagewoof": 10, "imagenet1k": 1000}
 LARGE = ("imagenette", "imagewoof", "imagenet1k")
 
 
-def at(name: str, dataset: str, ipc: int, student: str = "resnet18", same: bool = True) -> EvalProtocol:
+def at(name: str | Preset, dataset: str, ipc: int, student: str = "resnet18", same: bool = True) -> EvalProtocol:
     return resolve_protocol(
         name,
         factor=2 if dataset in LARGE else 1,
@@ -36,7 +36,8 @@ def test_every_shipped_file_reads_as_a_users_does_and_says_how_its_accuracy_is_r
     for name, rule in presets().items():
         assert read_preset(Path(str(files("rd3"))) / "presets" / f"{name}.yaml") == rule
         if not name.startswith("rd3"):
-            assert "last epoch" in rule.source, name
+            assert "last epoch" in "; ".join((rule.source, *rule.deviates)), name
+        assert not any(sentence.endswith(".") for sentence in rule.deviates), name
         for student in (student for each in rule.rules for student in each.when.students or ()):
             assert student in network_names(), name
         for dataset in (dataset for each in rule.rules for dataset in each.when.datasets or ()):
@@ -252,7 +253,93 @@ def test_cvdd_is_incomplete_with_its_values_on_record():
                 assert (protocol.epochs, protocol.accumulation_steps, protocol.teacher_mode) == (300, 2, "batch")
 
 
+HALD = {
+    "cifar100": {
+        "resnet18": {1: (5e-4, 2), 10: (1e-3, 2), 50: (1e-3, 1)},
+        "resnet50": {1: (1e-3, 1), 10: (1e-3, 2), 50: (1e-3, 1)},
+        "resnet101": {1: (5e-4, 1), 10: (5e-4, 1), 50: (5e-4, 1)},
+    },
+    "tinyimagenet": {
+        "resnet18": {1: (1e-3, 2), 10: (1e-3, 2), 50: (1e-3, 1)},
+        "resnet50": {1: (5e-4, 2), 10: (5e-4, 2), 50: (5e-4, 1)},
+        "resnet101": {1: (5e-4, 2), 10: (5e-4, 2), 50: (5e-4, 1)},
+    },
+    "imagewoof": {
+        "resnet18": {1: (5e-4, 2), 10: (5e-4, 1), 50: (1e-3, 2)},
+        "resnet50": {1: (5e-4, 2), 10: (5e-3, 1), 50: (5e-4, 1)},
+        "resnet101": {1: (1e-3, 1), 10: (5e-4, 2), 50: (5e-4, 1)},
+    },
+    "imagenette": {
+        "resnet18": {1: (5e-4, 2), 10: (5e-4, 1), 50: (5e-4, 2)},
+        "resnet50": {1: (5e-4, 2), 10: (5e-4, 1), 50: (5e-4, 1)},
+        "resnet101": {1: (5e-4, 2), 10: (5e-4, 2), 50: (1e-3, 2)},
+    },
+    "imagenet1k": {
+        "resnet18": {1: (1e-3, 2), 10: (1e-3, 2), 20: (1e-3, 2), 30: (1e-3, 2), 40: (1e-3, 2), 50: (1e-3, 1)},
+        "resnet50": {1: (5e-4, 2), 10: (1e-3, 2), 50: (1e-3, 1)},
+        "resnet101": {1: (3.5e-3, 2), 10: (1e-3, 2), 50: (5e-4, 1)},
+        "mobilenet_v2": {10: (1e-3, 2), 20: (1e-3, 2), 30: (1e-3, 2), 40: (1e-3, 2), 50: (1e-3, 2)},
+    },
+}
+
+
+def test_hald_is_incomplete_with_its_values_on_record():
+    with pytest.raises(Unsupported, match=r"Protocol hald is incomplete.*middle 150 epochs.*without replacement"):
+        at("hald", "cifar100", 10)
+    rule = presets()["hald"].model_copy(update={"incomplete": ()})
+    for dataset, students in HALD.items():
+        for student, values in students.items():
+            for ipc, (lr, zeta) in values.items():
+                protocol = at(rule, dataset, ipc, student)
+                assert (protocol.lr, protocol.zeta) == (lr, zeta), (dataset, student, ipc)
+                assert (protocol.epochs, protocol.batch_size) == (300, min(16, ipc * CLASSES[dataset]))
+                assert protocol.value("loss") == {"kl": {"temperature": 20.0, "scale_t2": False}}
+                assert protocol.value("resized_crop.min_area") == 0.08
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ipc", "epochs", "batch"),
+    [
+        ("imagenet1k", 1, 300, 15), ("imagenet1k", 10, 300, 50), ("imagenet1k", 50, 300, 100),
+        ("tinyimagenet", 10, 300, 50), ("tinyimagenet", 50, 300, 100),
+        ("cifar10", 1, 400, 10), ("cifar10", 10, 400, 50), ("cifar100", 1, 400, 30),
+        ("cifar100", 10, 400, 100), ("cifar100", 50, 400, 200),
+        ("imagewoof", 10, 2000, 50), ("imagewoof", 50, 1500, 100), ("imagewoof", 100, 1000, 100),
+    ],
+)  # fmt: skip
+def test_d3hr(dataset, ipc, epochs, batch):
+    protocol, hard = at("d3hr", dataset, ipc), dataset == "imagewoof"
+    assert (protocol.epochs, protocol.batch_size, protocol.zeta, protocol.schedule) == (epochs, batch, 2.0, "cosine")
+    assert (protocol.optimizer, protocol.lr, protocol.weight_decay) == ("adamw", 1e-3, 0.01)
+    assert (protocol.labels, protocol.extra_student_forward) == ("hard" if hard else "soft", not hard)
+    loss = {"ce": {"hard_mix": "weighted"}} if hard else {"kl": {"temperature": 20.0, "scale_t2": False}}
+    assert protocol.value("loss") == loss
+    assert steps(protocol) == ["resized_crop", "flip", "mixup" if hard else "cutmix"]
+    assert protocol.value("resized_crop.min_area") == 0.08 and protocol.value("mixup.alpha") == (1.0 if hard else None)
+    assert protocol.test_resize == (72 if dataset == "tinyimagenet" else 0)
+
+
+@pytest.mark.parametrize(
+    ("student", "lr"),
+    [
+        ("resnet50", 1e-3), ("convnet", 1e-3), ("efficientnet_b0", 2e-3), ("mobilenet_v2", 2.5e-3), ("alexnet", 1e-4),
+        ("vit_b_16", 1e-4), ("swin_v2_t", 1e-4),
+    ],
+)  # fmt: skip
+def test_rates_of_d3hr(student, lr):
+    assert {at("d3hr", dataset, 10, student).lr for dataset in CLASSES} == {lr}
+
+
+def test_what_a_preset_does_otherwise_is_on_record():
+    said = {name: "; ".join(rule.deviates) for name, rule in presets().items()}
+    assert "momentum goes on where the rate drops" in said["dc-bench"]
+    assert "drops of the rate come an epoch later" in said["minimax-hard"]
+    assert "descriptions of the protocol elsewhere have 200 epochs" in said["sre2l-tiny"]
+    stored = {name for name, sentences in said.items() if "soft_labels stored" in sentences}
+    assert stored == {"sre2l", "d4m", "edc", "gvbsm", "gvbsm-small"}
+
+
 def test_the_other_incomplete_ones_name_what_is_missing():
-    assert [name for name, rule in presets().items() if rule.incomplete] == ["cvdd", "dc-bench-augmented"]
+    assert [name for name, rule in presets().items() if rule.incomplete] == ["cvdd", "dc-bench-augmented", "hald"]
     with pytest.raises(Unsupported, match="augmentations with one draw for all images of a batch"):
         at("dc-bench-augmented", "cifar10", 10)

@@ -56,6 +56,11 @@ def _rows() -> tuple[dict[str, str], ...]:
         return tuple(row for row in csv.DictReader(stream) if row["metric"] == "top1")
 
 
+def printed_tables() -> list[str]:
+    """Numbers of the paper's tables that print accuracies."""
+    return sorted({row["table"] for row in _rows()}, key=int)
+
+
 def configurations(table: str, beginning: str) -> list[str]:
     """The configurations of one of the paper's tables (as in its column ``config``) that begin with this text."""
     return list(

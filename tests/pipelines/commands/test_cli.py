@@ -51,7 +51,7 @@ def test_version_is_that_of_the_package(rd3):
         ("datasets", {"digits", "cifar10", "imagenette", "imagenette-224"}),
         ("networks", {"resnet18", "resnet18_w16", "convnet", "convnet_in", "vit_b_16"}),
         ("protocols", {"rd3", "rd3-reduced"}),
-        ("losses", {"kl", "ce", "mse_gt"}),
+        ("losses", {"kl", "ce", "mse_gt", "crld"}),
         ("grids", {"demo", "cifar10", "sensitivity"}),
         ("sweeps", {"demo"}),
     ],

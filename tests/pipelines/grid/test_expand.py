@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from pipelines.grid.catalog import Catalog
+from pipelines.grid.check import check_document
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
+from pipelines.grid.located_yaml import read_located
 from rd3.datasets import dataset_info
 from rd3.errors import DataMissing
 from rd3.methods import register_method
@@ -67,7 +70,7 @@ def test_the_sensitivity_grid_counted_by_hand():
 @pytest.mark.parametrize("name", shipped_grids())
 def test_every_shipped_grid_expands(name):
     expansion = expand(load_grid(name), Fingerprints(opened))
-    assert expansion.cells and all(cell.evaluation for cell in expansion.cells)
+    assert expansion.cells and all(cell.evaluation or cell.setting == "CRLD" for cell in expansion.cells)
     order = list(expansion.recipes)
     for key, recipe in expansion.recipes.items():
         assert recipe.key == key
@@ -176,6 +179,26 @@ def test_the_protocol_follows_the_student():
     assert found == {"resnet18_w16": (1.0, 50), "convnet": (2.0, 100)}
 
 
+def test_the_seven_students_have_batches_of_50_and_100():
+    others = {"resnet50", "resnet101", "mobilenet_v2", "efficientnet_b0", "swin_v2_t", "vit_b_16"}
+    for table, of_others in (("table3", 100), ("table14", 100), ("table13", 50)):
+        found = expand(load_grid(table), Fingerprints(opened))
+        sizes = {(cell.student, found.evaluation_of(cell).protocol.batch_size) for cell in found.cells}
+        assert sizes == {("resnet18", 50), *((student, of_others) for student in others)}
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_grids() if name.endswith("-small")])
+def test_a_demonstration_size_has_at_most_20_evaluations_at_a_tenth_of_the_epochs(name):
+    found = expand(load_grid(name), Fingerprints(opened))
+    evaluations = of_kind(found, "evaluation")
+    assert len(evaluations) <= 20
+    shares = {run / published for cell in found.cells if cell.evaluation for run, published in [cell.reduced["epochs"]]}
+    if name == "dc-bench-small":
+        assert max(shares) == 100 / 301 and "a third of the epochs" in load_grid(name).description
+    else:
+        assert max(shares) <= 0.1
+
+
 def test_rules_of_presets_get_the_cell():
     text = """\
 methods: [random]
@@ -279,6 +302,19 @@ def test_generated_sets_have_no_soft_labels_of_their_own():
     }  # fmt: skip
     with pytest.raises(GridErrors, match="no supported cells: soft_labels 'own' needs an imported set"):
         expanded(SMALL + "protocol: {soft_labels: own}\n")
+
+
+def test_an_unsupported_loss_has_cells_that_say_so():
+    for given in ("protocol: {loss: crld, epochs: 9}\n", "protocols: [{rd3: {loss: {crld: {x: 1}}, epochs: 9}}]\n"):
+        found = expanded(SMALL + "also:\n  - " + given)
+        plain, crld = found.cells
+        assert plain.evaluation and crld.evaluation is None and crld.set is None
+        assert crld.reason.startswith("loss 'crld' is unsupported: it compares two views of every image")
+        assert crld.overrides["loss"] in ("crld", {"crld": {"x": 1}}) and crld.overrides["epochs"] == 9
+        with pytest.raises(GridErrors, match="no supported cells: loss 'crld' is unsupported: it compares two views"):
+            expanded(SMALL + given)
+    with pytest.raises(GridErrors, match="Loss 'crld' is unsupported"):
+        expanded(SMALL + "vary: {loss: [kl, crld]}\n")
 
 
 def test_mistakes_that_only_expansion_finds_have_their_places():
@@ -392,6 +428,22 @@ def test_varied_values_that_change_nothing_are_said():
     names = ("batch_size: 50", "batch_size: 100", "temperature: 20.0")
     assert expanded(text).notes == [f"vary.{name} has no effect: it equals the base value." for name in names]
     assert expanded(SMALL).notes == []
+
+
+def test_a_table_that_prints_nothing_of_the_grid_is_said_at_full_size():
+    text = SMALL + "paper: {'6': loss=KL}\nsmall: {ipc: [2]}\n"
+    said = "paper: the paper's Table 6 prints no value for any cell of this grid under 'loss=KL'."
+    assert expanded(text).notes == [said]
+    small = check_document(read_located(text), "test", text, Catalog(), small=True)
+    assert small is not None and expand(small, Fingerprints(opened)).notes == []
+    printed = text.replace("digits", "imagenet1k").replace("resnet18_w16", "resnet18").replace("[1]", "[10]")
+    assert expanded(printed).notes == [said], "Table 6 prints no random images"
+    assert expanded(printed.replace("[random]", "[random, edc]")).notes == []
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_grids() if not name.endswith("-small")])
+def test_every_shipped_grid_has_printed_values_where_it_names_a_table(name):
+    assert not [note for note in expand(load_grid(name), Fingerprints(opened)).notes if "paper" in note]
 
 
 def test_ten_thousand_cells():

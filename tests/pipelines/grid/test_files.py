@@ -406,6 +406,13 @@ def test_every_shipped_grid_loads_and_says_what_it_is():
         assert load_grid(name).description.endswith(".")
 
 
+def test_figures_of_what_a_table_runs_are_its_grid_in_both_sizes():
+    for figure, grid in (("figure1", "table2"), ("figure5", "table4"), ("figure6", "figure4")):
+        assert load_grid(figure) == load_grid(grid) and load_grid(f"{figure}-small") == load_grid(f"{grid}-small")
+        assert figure[-1] in load_grid(grid).description and "Figure" in load_grid(grid).description
+        assert figure not in shipped_grids()
+
+
 TWO = BASE.replace("[random]", "[random, rded]")
 CLAIM = TWO + "claim: {text: RDED beats random images., test: better, better: [rded], than: [random]}\n"
 

@@ -54,6 +54,11 @@ def test_what_a_file_says_and_what_it_leaves_out():
     assert sweep.space == (Dimension(field="lr", low=0.001, high=0.1, log=True),)
 
 
+def test_a_sweep_of_an_unsupported_loss_is_a_mistake():
+    [problem] = mistakes(FILE.replace("rd3-reduced", "{rd3-reduced: {loss: crld}}"))
+    assert "Loss 'crld' is unsupported: it compares two views of every image" in problem
+
+
 @pytest.mark.parametrize("name", shipped_sweeps())
 def test_every_shipped_sweep_is_right(name):
     assert load_sweep(name).name == name
@@ -129,6 +134,7 @@ def test_each_key_is_checked(key, value, said):
         ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
         ("scale_t2: {low: 0, high: 1}", "space.scale_t2 (line 9): The field 'scale_t2' is not a number."),
         ("loss: [kl, klo]", "space.loss[1] (line 9): There is no loss 'klo'."),
+        ("loss: [kl, crld]", "space.loss[1] (line 9): Loss 'crld' is unsupported: it compares two views"),
         ("loss: [kl, ce]", "space.loss[1] (line 9): Loss 'ce' is used with hard labels only."),
         ("batch_size: [1, 2]", "space.batch_size[0] (line 9): Batch normalisation needs at least two images, got 1."),
         ("test_epochs: [[1], [2]]", "space.test_epochs (line 9): This field decides only when a trial"),

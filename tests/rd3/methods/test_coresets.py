@@ -75,6 +75,34 @@ def test_herding_is_wellings_until_an_image_wins_twice(seed: int) -> None:
     assert herd(rows, len(wins)) == wins
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_herding_is_that_of_a_library(seed: int) -> None:
+    """Kernel herding with a linear kernel; ``pip install coreax``, which brings JAX."""
+    jax, coreax = pytest.importorskip("jax"), pytest.importorskip("coreax")
+    kernels, solvers = pytest.importorskip("coreax.kernels"), pytest.importorskip("coreax.solvers")
+    rows = unit_rows(features(seed, n=60))
+    with jax.enable_x64(True):
+        solver = solvers.KernelHerding(coreset_size=15, kernel=kernels.LinearKernel(), unique=True)
+        found, _state = solver.reduce(coreax.Data(jax.numpy.asarray(rows)))
+    assert np.asarray(found.unweighted_indices).tolist() == herd(rows, 15)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_k_center_is_that_of_a_library(seed: int) -> None:
+    """Its least distance of two selected rows, maximised greedily from the same first row; ``submodlib-py``."""
+    submodlib = pytest.importorskip("submodlib")
+    rows = features(seed, n=60)
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    spread = submodlib.DisparityMinFunction(n=60, mode="dense", sijs=1 - distances / distances.max())
+    chosen = greedy_centers(rows, 1)
+    while len(chosen) < 15:
+        rest = [i for i in range(60) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: spread.evaluate({*chosen, i})))
+    assert greedy_centers(rows, 15) == chosen
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_k_center_equals_a_plain_loop(seed: int) -> None:
     rows = features(seed)

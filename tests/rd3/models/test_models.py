@@ -136,6 +136,19 @@ def test_logits_are_the_head_of_the_features_of_normalised_pixels(name):
     assert all(name.startswith("network.") for name in network.state_dict())
 
 
+SEVEN = ["resnet18", "resnet50", "resnet101", "mobilenet_v2", "efficientnet_b0", "swin_v2_t", "vit_b_16"]
+"""The students of the paper's Table 3."""
+
+
+@pytest.mark.parametrize("name", SEVEN)
+@pytest.mark.parametrize(("resolution", "classes"), [(32, 100), (64, 200), (224, 1000)])
+def test_the_students_of_table_3_take_batches_at_every_resolution(name, resolution, classes):
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(name, classes, resolution, CONSTANTS).train()
+        for batch in (50, 100):
+            assert network(torch.empty(batch, 3, resolution, resolution)).shape == (batch, classes)
+
+
 @pytest.mark.parametrize("name", network_names())
 def test_every_network_says_what_it_is_at_every_resolution(name):
     info = network_info(name)

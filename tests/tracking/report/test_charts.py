@@ -50,6 +50,21 @@ def test_schedules_follow_the_closed_form(monkeypatch):
     assert chart is not None and chart.svg.startswith(b"<svg")
 
 
+def test_schedules_that_differ_in_their_drops_or_their_warm_up_are_two_lines(monkeypatch):
+    steps = {"schedule": "multistep", "drop_factor": 0.1}
+    rows = [{"resolved": resolved(**steps, drop_at=[share])} for share in (0.5, 0.75)]
+    rows += [{"resolved": resolved(schedule="multistep", drop_at=[0.5], drop_factor=0.5)}]
+    lines, _chart = drawn(monkeypatch, schedules, "panels_chart", results(rows))
+    assert list(lines[""]) == [f"drop_at {at}, drop_factor {by}" for at, by in ((0.5, 0.1), (0.75, 0.1), (0.5, 0.5))]
+    for line, (drop, factor) in zip(lines[""].values(), ((20, 0.1), (30, 0.1), (20, 0.5)), strict=True):
+        assert [rate for _x, rate in line] == pytest.approx([1e-3] * drop + [1e-3 * factor] * (40 - drop))
+    rows = [{"resolved": resolved(warmup_epochs=5, warmup_start=start)} for start in (0.01, 0.1)]
+    lines, _chart = drawn(monkeypatch, schedules, "panels_chart", results(rows))
+    assert {label: line[0] for label, line in lines[""].items()} == {
+        "warmup_start 0.01": (1, pytest.approx(1e-5)), "warmup_start 0.1": (1, pytest.approx(1e-4)),
+    }  # fmt: skip
+
+
 def test_one_schedule_needs_no_chart():
     assert CHARTS.get("schedules")(results([{"resolved": resolved()}] * 2), lambda kind, key: Path()) is None
 

@@ -11,6 +11,7 @@ from rd3.store import Entry
 from tracking.report.extra.settings import settings
 from tracking.report.paper import configurations, configured_value
 from tracking.report.results import Results
+from tracking.report.tables import result_tables, to_markdown
 
 
 class Unread(Catalog):
@@ -59,6 +60,26 @@ def test_settings_that_are_equal_at_the_small_size_are_run_once_and_said():
     assert len(set(evaluations)) == 12 and len(evaluations) == 16
 
 
+def test_table_18_shows_crld_as_unsupported_with_the_reason_and_the_papers_values():
+    expansion = expansion_of("table18")
+    cells = [cell for cell in expansion.cells if cell.setting == "CRLD"]
+    assert len(cells) == 9 * 3 and not any(cell.evaluation for cell in cells)
+    assert {cell.reason for cell in cells} == {
+        "loss 'crld' is unsupported: it compares two views of every image, and a protocol trains on one"
+    }
+    results = Results.of(expansion.cells, find_in(expansion, {}))
+    table = settings(results)
+    assert table is not None and table.note == f"CRLD: {cells[0].reason}."
+    [row] = [row for row in table.rows if row[3] == "CRLD"]
+    shown = dict(zip(list(table.columns)[4:], map(str, row[4:]), strict=True))
+    printed = {"sre2l": 41.8, "cda": 43.2, "gvbsm": 42.5, "dwa": 43.7, "edc": 45.1, "minimax": 48.8, "d4m": 46.2,
+               "rded": 48.2}  # fmt: skip
+    assert shown == {"random": "–"} | {method: f"–; paper {mean}" for method, mean in printed.items()}
+    [of_crld] = [found for found in result_tables(results.scores) if found.part == "CRLD"]
+    text = to_markdown(of_crld)
+    assert f"rded at IPC 10: {cells[0].reason}." in text and "| 48.2 |" in text
+
+
 def test_a_pool_of_label_teachers_is_named_and_all_of_it_labels():
     expansion = expansion_of("table16-small")
     pool = [cell for cell in expansion.cells if cell.setting == "pool of teachers"]
@@ -96,7 +117,8 @@ BASE = "methods: [random]\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\n
     ("more", "said"),
     [
         ("paper: {'6': loss=KK}\n", r"paper.6 .line 6.: The paper's Table 6 has no configuration .* 'loss=KK'"),
-        ("paper: {'99': loss}\n", "Table 99 has no configuration"),
+        ("paper: {'8': loss}\n", "Table 8 prints no accuracies. Fix: use one of: 1, 2, 3, 5, 6, 7, 11, 12, .*, 18, or"),
+        ("paper: {'99': loss}\n", "Table 99 prints no accuracies"),
         ("label_teachers: [resnet18_w61]\n", r"label_teachers.0. .line 6."),
         ("small: {ipc: [0]}\n", r"small.ipc.0. .line 6.: Expected an integer of at least 1"),
         ("small: {ipcs: [1]}\n", "has no key 'ipcs' here"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rd3.component import plain_text
 from rd3.evaluation.schedule import rate_factor
 from rd3.protocol import EvalProtocol
 from tracking.report.charts._base import Drawing, register_chart
@@ -12,7 +13,7 @@ from tracking.report.figures import panels_chart
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 
-_FIELDS = ("lr", "epochs", "schedule", "zeta", "warmup_epochs")
+_FIELDS = ("lr", "epochs", "schedule", "zeta", "drop_at", "drop_factor", "warmup_epochs", "warmup_start")
 _MOST = 9
 """Lines of a chart at most."""
 
@@ -37,4 +38,4 @@ def _rates(protocol: EvalProtocol) -> list[tuple[float, float]]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else plain_text(value)

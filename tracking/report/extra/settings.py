@@ -54,7 +54,7 @@ def settings(results: Results) -> Table | None:
         for row, scores in sorted(rows.items(), key=lambda item: _position(item[0]))
     ]
     columns = [*fields, *methods]
-    return Table("Accuracy under each setting", columns, lines, " ".join(_repeated(rows)))
+    return Table("Accuracy under each setting", columns, lines, " ".join([*_repeated(rows), *_unsupported(rows)]))
 
 
 def _position(row: Row) -> tuple[object, ...]:
@@ -87,9 +87,20 @@ def _repeated(rows: Mapping[Row, Mapping[str, Score]]) -> list[str]:
         keys = tuple(key for score in scores.values() for key in score.keys)
         by_setting[row.setting] = by_setting.get(row.setting, ()) + keys
     first: dict[tuple[str, ...], str] = {}
-    found = {name: first.setdefault(keys, name) for name, keys in by_setting.items()}
+    found = {name: first.setdefault(keys, name) for name, keys in by_setting.items() if keys}
     return [
         f"{name}: the same evaluations as {earlier} at this size, run once."
         for name, earlier in found.items()
         if earlier != name
     ]
+
+
+def _unsupported(rows: Mapping[Row, Mapping[str, Score]]) -> list[str]:
+    """A sentence for every setting that has unsupported cells, and each reason."""
+    found = [
+        f"{row.setting}: {score.unsupported}."
+        for row, scores in rows.items()
+        for score in scores.values()
+        if score.unsupported
+    ]
+    return list(dict.fromkeys(found))
