@@ -272,23 +272,26 @@ def report(
     grid: GridArgument,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
     tsne: Annotated[
-        bool, typer.Option("--tsne", help="Add t-SNE maps of the features of synthetic and real images.")
+        bool, typer.Option("--tsne", help="Add t-SNE maps of features where the grid does not say `embedding: true`.")
     ] = False,
 ) -> None:
     """Write the result tables as Markdown and CSV, and one self-contained HTML page."""
-    from pipelines.embedding import drawings
     from pipelines.workspace import Workspace
 
     loaded = Workspace().grid(grid)
     here = loaded.workspace.session
     folder = out or here.home / "reports" / loaded.name
     results = loaded.summarised()
-    written = loaded.report(folder, results, drawings(loaded, results.frame) if tsne else ())
+    charts = loaded.charts(results, embedding=tsne)
+    written = loaded.report(folder, results, charts)
     show_table(result_rows(results))
     for reason in dict.fromkeys(loaded.expansion.blocked.values()):
         console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
     for sentence in loaded.other_code(results):
         console.print(f"results shown: {sentence}", soft_wrap=True)
+    for chart in charts:
+        if not chart.svg:
+            console.print(f"{chart.title}: {chart.caption}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
     page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text)
