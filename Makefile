@@ -52,11 +52,13 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Every study that has a demonstration size (docs/studies.md): run what is missing, then write its report.
+# Every study that has a demonstration size (docs/studies.md): run what is missing, with one start of Ray, then write the
+# reports.
 STUDIES := $(notdir $(basename $(shell grep -l '^small:' pipelines/grids/*.yaml)))
 .PHONY: reports
 reports: .venv/ready
-	for study in $(STUDIES); do $(BIN)/rd3 run $$study-small && $(BIN)/rd3 report $$study-small || exit 1; done
+	$(BIN)/rd3 run $(STUDIES:%=%-small)
+	for study in $(STUDIES); do $(BIN)/rd3 report $$study-small || exit 1; done
 
 # The documentation as a site, in site/; a broken link is an error.
 .PHONY: docs docs-serve

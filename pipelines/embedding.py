@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from pipelines.workspace import LoadedGrid
     from rd3.datasets import Dataset
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SyntheticSet
@@ -46,32 +45,41 @@ def embedded(groups: dict[str, Points], *, perplexity: float = 30.0) -> dict[str
     return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}
 
 
-def drawings(grid: LoadedGrid, frame: pd.DataFrame) -> Iterator[Drawing]:
+class Opened(Protocol):
+    """Where datasets, teachers and sets come from, such as a :class:`pipelines.Workspace`."""
+
+    def dataset(self, name: str) -> Dataset: ...
+    def teacher(self, dataset: str, role: str) -> NormalisedNetwork: ...
+    def open_set(self, key: str) -> SyntheticSet: ...
+
+
+def drawings(work: Opened, frame: pd.DataFrame) -> Iterator[Drawing]:
     """A chart per dataset and IPC of a grid: the first set of each method, with its settings, and real images.
 
-    ``frame``: the grid's results, one row per evaluation.
+    ``frame``: the grid's results, one row per evaluation.  A chart that cannot be drawn says what is missing.
     """
-    finished = frame[(frame["status"] == "done") & frame["set"].notna()]
-    for (name, ipc), rows in finished.groupby(["dataset", "ipc"], sort=False):
+    for (name, ipc), rows in frame[frame["set"].notna()].groupby(["dataset", "ipc"], sort=False):
         methods: dict[str, str] = {}
-        for row in rows.to_dict("records"):
+        for row in rows[rows["status"] == "done"].to_dict("records"):
             own = own_settings(row["method"], row["overrides"])
             methods.setdefault(" ".join([row["method"], changes_text(own)]).strip(), row["set"])
-        yield _drawing(grid, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
+        yield _drawing(work, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
 
 
-def _drawing(grid: LoadedGrid, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
+def _drawing(work: Opened, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
     from tracking.report.charts import Drawing
 
     title = f"Features of {name}, IPC {ipc}"
+    if not methods:
+        return Drawing(title, "Not drawn: no set has been evaluated yet.", b"")
     try:
-        dataset = grid.workspace.dataset(name)
-        teacher = grid.workspace.teacher(name, role)
+        dataset = work.dataset(name)
+        teacher = work.teacher(name, role)
         groups = {"real": _of_real(dataset, teacher)}
         for method, key in methods.items():
-            groups[method] = _of_set(grid.workspace.open_set(key), teacher)
+            groups[method] = _of_set(work.open_set(key), teacher)
     except RD3Error as error:
-        return Drawing(title, f"Not drawn: {error.message}", b"")
+        return Drawing(title, f"Not drawn: {error}", b"")
     caption = (
         f"Features before the last layer of teacher {role}, of the first {_CLASSES} classes: synthetic images (large "
         f"dots) over at most {_REAL} real training images a class (small dots). One t-SNE of all of them, so that "

@@ -210,16 +210,26 @@ class LoadedGrid:
         entries = (results.find(kind, key) for kind, key in keys)
         return list(dict.fromkeys(other_code(entry for entry in entries if entry is not None).values()))
 
+    def charts(self, results: Results, *, embedding: bool = False) -> list[Drawing]:
+        """The charts of the report that are drawn from sets and teachers, not from results alone.
+
+        t-SNE maps of features, where the grid says ``embedding: true``; with ``embedding`` in any case.
+        """
+        from pipelines.embedding import drawings
+
+        wanted = embedding or self.expansion.source_grid.embedding
+        return list(drawings(self.workspace, results.frame)) if wanted else []
+
     def report(
         self,
         folder: str | Path | None = None,
         results: Results | None = None,
-        charts: Iterable[Drawing] = (),
+        charts: Iterable[Drawing] | None = None,
     ) -> dict[str, Path]:
         """Write the report (Markdown, CSV, HTML, charts); return the files by name.
 
         ``folder``: default ``reports/<grid>`` in RD3's home.  ``results``: default as they are now.  ``charts``: more
-        charts, such as those of :func:`pipelines.embedding.drawings`.
+        charts, default those of :meth:`charts`.
         """
         from tracking.report.page import write_report
         from tracking.store import TrackedStore
@@ -233,5 +243,5 @@ class LoadedGrid:
             TrackedStore(here).fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
             facts={"description": grid.description, "claim": grid.claim, "failures": self.status().why, **notes},
-            charts=charts,
+            charts=self.charts(results) if charts is None else charts,
         )

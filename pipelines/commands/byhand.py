@@ -131,8 +131,13 @@ def show_work(plan: Plan) -> None:
         console.print(f"{estimate}; starting Ray")
 
 
+def show_failures(outcome: Outcome) -> None:
+    """Print each failure reason once."""
+    show_reasons((failure.status, failure.reason, failure.label) for failure in outcome.failed)
+
+
 def finish(outcome: Outcome) -> None:
     """Print each failure reason once, and exit with the outcome's code unless everything succeeded."""
-    show_reasons((failure.status, failure.reason, failure.label) for failure in outcome.failed)
+    show_failures(outcome)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table
-from pipelines.commands.byhand import finish
+from pipelines.commands.byhand import show_failures
 from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
 from pipelines.terminal import PlainConsole
 from rd3.duration import duration
@@ -39,7 +40,7 @@ DeviceOption = Annotated[
     typer.Option(help="Device for cost estimates: cpu, cuda, or the name of a device calibrated with `rd3 calibrate`."),
 ]
 MaxHoursOption = Annotated[
-    float | None, typer.Option(help="Refuse to start if the plan exceeds this many device-hours.", min=0)
+    float | None, typer.Option(help="Refuse to start a grid whose plan exceeds this many device-hours.", min=0)
 ]
 CacheLogitsOption = Annotated[
     str | None,
@@ -207,7 +208,9 @@ def check_hours(plan: Plan, most: float | None, grid: str) -> None:
 
 
 def run(
-    grid: GridArgument,
+    grids: Annotated[
+        list[str], typer.Argument(help="Names of built-in grids (rd3 list grids) or paths of YAML files, run in turn.")
+    ],
     address: AddressOption = None,
     concurrent: ConcurrentOption = None,
     shares: SharesOption = 1,
@@ -219,7 +222,9 @@ def run(
         bool, typer.Option("--local", help="Run in this process, without Ray, one recipe after another.")
     ] = False,
 ) -> None:
-    """Run every recipe that has no result yet; run again to resume."""
+    """Run every recipe that has no result yet; run again to resume.  Several grids share one start of Ray."""
+    from pipelines.cluster.local import ray_log
+    from pipelines.cluster.ray import ray_cluster
     from pipelines.engine.execute import execute
     from pipelines.engine.workers import RayWorkers, ThisProcess
     from pipelines.grid.expand import expanded
@@ -228,29 +233,41 @@ def run(
     if local and (address or concurrent or shares > 1):
         raise BadValue("--local runs one recipe at a time.", "leave out --address, --concurrent and --shares")
     here = writing_session()
-    expansion = expanded(grid, here)
-    plan = planned(expansion, here, device, 1 if local else None, budget)
-    check_hours(plan, max_hours, grid)
-    show_plan(plan)
-    show_notes(expansion)
-    workers = ThisProcess() if local else RayWorkers(address)
-    outcome = execute(
-        expansion,
-        plan,
-        here,
-        workers=workers,
-        max_concurrent=concurrent,
-        gpu_share=gpu_share,
-        shares=shares,
-        cache_logits_bytes=budget,
-    )
-    console.print(
-        f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"
-    )
-    if outcome.interrupted:
-        console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
-    finish(outcome)
-    console.print(f"Next: rd3 report {shlex.quote(grid)}", soft_wrap=True)
+    expansions = {grid: expanded(grid, here) for grid in grids}  # a mistake in any file is found before anything runs
+    code = 0
+    with contextlib.ExitStack() as shared:
+        for grid, expansion in expansions.items():
+            plan = planned(expansion, here, device, 1 if local else None, budget)
+            check_hours(plan, max_hours, grid)
+            if len(grids) > 1:
+                console.print(f"grid {expansion.source_grid.name}")
+            show_plan(plan)
+            show_notes(expansion)
+            workers = ThisProcess() if local else RayWorkers(address)
+            if len(grids) > 1 and not local and plan.keys("run"):
+                shared.enter_context(ray_cluster(address, ray_log(here.home)))  # used by this grid and those after it
+            outcome = execute(
+                expansion,
+                plan,
+                here,
+                workers=workers,
+                max_concurrent=concurrent,
+                gpu_share=gpu_share,
+                shares=shares,
+                cache_logits_bytes=budget,
+            )
+            console.print(
+                f"{len(outcome.done)} completed, {len(outcome.reused)} reused, {len(outcome.failed)} failed or blocked"
+            )
+            show_failures(outcome)
+            code = max(code, outcome.exit_code)
+            if outcome.interrupted:
+                console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
+                break
+            if not outcome.exit_code:
+                console.print(f"Next: rd3 report {shlex.quote(grid)}", soft_wrap=True)
+    if code:
+        raise typer.Exit(code)
 
 
 def status(grid: GridArgument) -> None:
@@ -272,23 +289,26 @@ def report(
     grid: GridArgument,
     out: Annotated[Path | None, typer.Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
     tsne: Annotated[
-        bool, typer.Option("--tsne", help="Add t-SNE maps of the features of synthetic and real images.")
+        bool, typer.Option("--tsne", help="Add t-SNE maps of features where the grid does not say `embedding: true`.")
     ] = False,
 ) -> None:
     """Write the result tables as Markdown and CSV, and one self-contained HTML page."""
-    from pipelines.embedding import drawings
     from pipelines.workspace import Workspace
 
     loaded = Workspace().grid(grid)
     here = loaded.workspace.session
     folder = out or here.home / "reports" / loaded.name
     results = loaded.summarised()
-    written = loaded.report(folder, results, drawings(loaded, results.frame) if tsne else ())
+    charts = loaded.charts(results, embedding=tsne)
+    written = loaded.report(folder, results, charts)
     show_table(result_rows(results))
     for reason in dict.fromkeys(loaded.expansion.blocked.values()):
         console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
     for sentence in loaded.other_code(results):
         console.print(f"results shown: {sentence}", soft_wrap=True)
+    for chart in charts:
+        if not chart.svg:
+            console.print(f"{chart.title}: {chart.caption}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
     page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text)

@@ -57,6 +57,8 @@ class Job:
     """Run from scratch: an earlier result was stored, and its artifact is missing or damaged."""
     finished: list[str] = field(default_factory=list)
     """``kind/key`` of recently finished recipes, whose scratch folders workers delete."""
+    grid: str = ""
+    """Name of the grid, if the recipe is one of its results."""
     cached_logits: LogitsCache | None = None
     """How an evaluation handles cached logits of its teachers."""
 

@@ -38,7 +38,7 @@ class JobBuilder:
 
     def job(self, queued: Queued, demand: Demand) -> Job:
         """The job of a recipe or of a share of one, with the entries of all its ancestors."""
-        key, larger_sets = queued.key, self._expansion.larger_sets
+        key, larger_sets, grid = queued.key, self._expansion.larger_sets, self._expansion.grid
         recipe = queued.of if isinstance(queued, Share) else self._expansion.recipes[key]
         larger = larger_sets.get(recipe.key)
         parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
@@ -52,6 +52,7 @@ class JobBuilder:
             place=self._books.session,
             experiment_id=self._runs.experiment_id,
             parent_run_id=self._runs.grid_run_id,
+            grid=grid.name if grid is not None and self._expansion.is_result(recipe.key) else "",
             gpu=demand.gpus > 0,
             alone=demand.whole,
             larger=larger,

@@ -45,6 +45,7 @@ class RecipeRun:
             experiment_id=job.experiment_id,
             parent_run_id=job.parent_run_id,
             attempt=self._number,
+            grid=job.grid,
         )
 
     def _opened_run(self, fraction: float = 1.0) -> OpenRun:

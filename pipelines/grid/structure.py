@@ -85,6 +85,7 @@ class GridStructure(PartStructure):
     claim: Fields | None = None
     keep_students: bool = False
     robustness: Measures = []
+    embedding: bool = False
     also: list[Annotated[Fields, Field(min_length=1)]] = []
     small: Annotated[Fields, Field(min_length=1)] | None = None
 

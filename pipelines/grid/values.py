@@ -52,7 +52,7 @@ class Part(Frozen):
         return [{}, *({field: value} for field, values in self.vary.items() for value in values)]
 
 
-_NAMES = ("name", "description", "claim", "text", "small")
+_NAMES = ("name", "description", "claim", "embedding", "text", "small")
 
 
 CALIBRATION = "calibration"
@@ -75,6 +75,8 @@ class Grid(Frozen):
     parts: tuple[Part, ...]
     claim: Claim | None = None
     """What heads the report, with the verdict of the results."""
+    embedding: bool = False
+    """Whether the report has t-SNE maps of the features of synthetic and real images."""
     text: str = ""
     """The text of the file."""
     small: bool = False

@@ -177,13 +177,21 @@ def _full_data(table: ResultTable, teachers: Sequence[Mapping[str, str]]) -> str
     return f"{table.student} trained on all training images: unknown; the teacher is {others}." if known else ""
 
 
+_MOST_PANELS = 60
+"""Panels of all accuracy charts of a page; each takes a quarter of a second to draw."""
+
+
 def _sections(found: Sequence[ResultTable], teachers: Sequence[Mapping[str, str]]) -> list[Section]:
-    sections = []
+    sections: list[Section] = []
+    panels = 0
     for index, table in enumerate(found):
         chart = None
         if any(score.top1 for row in table.rows for score in row.scores.values()):
-            caption = f"Dots: mean over seeds; {figures.BARS}"
-            drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
+            panels += len(table.ipcs)
+            drawn, caption = b"", f"Not drawn: the charts above have {_MOST_PANELS} panels, the most on a page."
+            if panels <= _MOST_PANELS or index == 0:
+                drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
+                caption = f"Dots: mean over seeds; {figures.BARS}"
             chart = Drawing(f"Accuracy, {table.title}", caption, drawn)
         sections.append(Section(table, chart, _full_data(table, teachers)))
     return sections

@@ -17,7 +17,7 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import READING, escape_markdown, paper_text, top1_text
 from tracking.runs.fields import Fact, cell_facts, run_name
-from tracking.runs.runs import Tracker, quoted
+from tracking.runs.runs import Tracker, grid_tags, member_tag, quoted
 
 FOLDER = "report"
 """Artifact folder of a grid's run."""
@@ -42,9 +42,11 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: M
         for file, path in files.items():
             tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
-        _name_runs(tracker, run_id, name, keys, _facts(results), results.find)
+        experiment_id = tracker.client.get_run(run_id).info.experiment_id
+        runs = tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts})
+        _name_runs(tracker, runs, name, keys, _facts(results), results.find)
         if bool((results.frame["status"] != "missing").all()):
-            _forget_others(tracker, run_id, name, keys)
+            _forget_others(tracker, runs, name, keys)
 
 
 def publish_tables(
@@ -84,32 +86,30 @@ def _name_imported(tracker: Tracker, run: Any, facts: Mapping[str, Fact], entry:
 
 
 def _name_runs(
-    tracker: Tracker, run_id: str, name: str, keys: Collection[Key], facts: Mapping[Key, Mapping[str, Fact]], find: Find
+    tracker: Tracker,
+    runs: Sequence[Any],
+    name: str,
+    keys: Collection[Key],
+    facts: Mapping[Key, Mapping[str, Fact]],
+    find: Find,
 ) -> None:
-    experiment_id = tracker.client.get_run(run_id).info.experiment_id
-    for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts}):
+    for run in runs:
         key, kind = run.data.tags.get("rd3.key"), run.data.tags.get("rd3.kind")
         if "rd3.imported" in run.data.tags and key in facts:
             _name_imported(tracker, run, facts[key], find(kind, key))
         named = run.data.tags.get("rd3.grids", "").split(" ")
         others = [one for one in named if one and one != name]
-        if key in keys and not (name in named and _member(name) in run.data.tags):
-            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join([*others, name]), _member(name): "yes"})
+        if key in keys and not (name in named and member_tag(name) in run.data.tags):
+            tracker.log(run.info.run_id, tags=grid_tags([*others, name], name))
 
 
-def _forget_others(tracker: Tracker, run_id: str, name: str, keys: Collection[Key]) -> None:
+def _forget_others(tracker: Tracker, runs: Sequence[Any], name: str, keys: Collection[Key]) -> None:
     """Remove a grid's name from the runs that it used before it was edited."""
-    experiment_id = tracker.client.get_run(run_id).info.experiment_id
-    for run in tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts, _member(name): "yes"}):
-        if run.data.tags.get("rd3.key") not in keys:
+    for run in runs:
+        if member_tag(name) in run.data.tags and run.data.tags.get("rd3.key") not in keys:
             others = [one for one in run.data.tags.get("rd3.grids", "").split(" ") if one and one != name]
-            tracker.client.delete_tag(run.info.run_id, _member(name))
+            tracker.client.delete_tag(run.info.run_id, member_tag(name))
             tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
-
-
-def _member(grid: str) -> str:
-    """Tag of the runs of a grid, by which a filter finds them exactly."""
-    return f"rd3.in.{grid}"
 
 
 _SHOWN = (
@@ -122,7 +122,7 @@ def shared_view(tracker: Tracker, run_id: str, grid: str) -> str:
     """Keep a view of a grid's evaluations, best first, in its experiment; returns its path in the MLflow UI."""
     with tracker.errors():
         experiment_id = tracker.client.get_run(run_id).info.experiment_id
-    tags = {_member(grid): "yes", "rd3.kind": "evaluation", "rd3.ledger": tracker.place.artifacts}
+    tags = {member_tag(grid): "yes", "rd3.kind": "evaluation", "rd3.ledger": tracker.place.artifacts}
     view = {
         "searchFilter": " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items()),
         "orderByKey": "metrics.`top1_pct`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,22 @@ def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
     mean = ", a mean over the sets" if len(score.sets) > 1 else ""
     caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}{mean}" if spent else "")
     try:
-        path = fetch("set", key) / "contact_sheet.png"
-        if not path.is_file():
-            return Sheet(title, caption, "", "the set has no contact sheet")
-        picture = path.read_bytes()
+        picture = _picture(fetch("set", key))
     except RD3Error as error:
         return Sheet(title, caption, "", error.message)
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return Sheet(title, caption, source, classes=_classes_of_rows(picture, score))
+
+
+def _picture(folder: Path) -> bytes:
+    """The stored contact sheet of a set; one is drawn from the images of a set that was imported without it."""
+    stored = folder / "contact_sheet.png"
+    if stored.is_file():
+        return stored.read_bytes()
+    from rd3.synthetic_set import SetOnDisk, contact_sheet
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return contact_sheet(SetOnDisk.open(folder), Path(scratch) / "sheet.png").read_bytes()
 
 
 def _classes_of_rows(picture: bytes, score: Score) -> tuple[str, ...]:

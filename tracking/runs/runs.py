@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -199,11 +199,12 @@ class Tracker:
         parent_run_id: str | None = None,
         attempt: int = 1,
         start_ms: int | None = None,
+        grid: str = "",
     ) -> OpenRun:
         """Create the run of a recipe, or reopen that of an earlier attempt, with status RUNNING.
 
         ``facts`` are parameters to filter by that the recipe lacks (method, ipc, name of the protocol ...).
-        ``start_ms``: when it began, for a new run (default: now).
+        ``start_ms``: when it began, for a new run (default: now).  ``grid``: its grid, for a new run.
         """
         tags = {"rd3.kind": recipe.kind, "rd3.key": recipe.key, "rd3.attempt": str(attempt)}
         tags |= {"rd3.status": "running", **self.owner}
@@ -223,7 +224,7 @@ class Tracker:
                 for name in {"rd3.reason", "rd3.imported"} & run.data.tags.keys():
                     self.client.delete_tag(run.info.run_id, name)
             else:
-                name = run_name(recipe, facts)
+                name, tags = run_name(recipe, facts), tags | (grid_tags([grid], grid) if grid else {})
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run.info, recipe, attempt, earlier)
@@ -290,6 +291,16 @@ def _on_all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 def _batches(items: list[Any], size: int) -> list[list[Any]]:
     """At least one."""
     return [items[at : at + size] for at in range(0, len(items), size)] or [[]]
+
+
+def member_tag(grid: str) -> str:
+    """Tag of the runs of a grid, by which a filter finds them exactly."""
+    return f"rd3.in.{grid}"
+
+
+def grid_tags(grids: Sequence[str], newest: str) -> dict[str, str]:
+    """Tags of a run that several grids use; ``newest`` is the one that was added last."""
+    return {"rd3.grids": " ".join(grids), member_tag(newest): "yes"}
 
 
 def quoted(text: str) -> str:

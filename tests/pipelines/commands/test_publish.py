@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from tiny_grid import session_in
 
@@ -65,6 +66,32 @@ def test_a_grid_that_reuses_everything_has_its_pages_as_well(
         recipes = [from_json(file.read_text()) for file in sorted((site / name / "recipes").glob("*.json"))]
         assert [recipe.kind for recipe in recipes] == ["set", "evaluation", "evaluation"]
         assert yaml.safe_load((site / name / "grid.yaml").read_text())["name"] == name
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_several_grids_run_in_turn_with_one_start_of_ray(
+    rd3: Run, home: Path, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    home.mkdir()
+    (home / "mlflow.db").write_bytes(empty_database.read_bytes())
+    files = {name: tmp_path / f"{name}.yaml" for name in ("first", "second", "third")}
+    for seed, (name, file) in enumerate(files.items()):
+        file.write_text(yaml.safe_dump({"name": name} | GRID | {"student_seeds": [seed % 2]}))
+    starts, start = [], ray.init
+    monkeypatch.setattr(ray, "init", lambda *words, **options: starts.append(options) or start(*words, **options))
+    code, out, err = rd3("run", *files.values(), "--concurrent", "1")
+    assert code == 0, err
+    assert re.findall(r"grid (\w+)$|(\d+) completed, (\d+) reused", out, re.MULTILINE) == [
+        ("first", "", ""), ("", "2", "0"), ("second", "", ""), ("", "1", "1"), ("third", "", ""), ("", "0", "2")
+    ]  # fmt: skip
+    assert len(starts) == 1 and not ray.is_initialized()
+
+    files["third"].write_text("methods: [randm]")
+    code, _out, err = rd3("run", *files.values())
+    assert code == 2 and "randm" in err and len(starts) == 1, "a mistake in the last file is found before all runs"
 
 
 def test_two_grids_of_one_name_are_refused(rd3: Run, tmp_path: Path) -> None:

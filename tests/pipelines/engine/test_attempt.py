@@ -93,7 +93,9 @@ class Bench:
         monkeypatch.setattr(recipe_run, "_tracker", lambda _place: self)
         monkeypatch.setattr(attempt, "given_store", lambda _jobs: self.store)
 
-    def begin(self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int) -> FakeRun:
+    def begin(
+        self, recipe: Any, facts: Any, *, experiment_id: str, parent_run_id: str | None, attempt: int, grid: str
+    ) -> FakeRun:
         self.begun.append(attempt)
         if self.closed:
             raise TrackingUnavailable("MLflow does not respond.")

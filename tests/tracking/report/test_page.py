@@ -10,13 +10,18 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rd3.cell import Cell
 from rd3.datasets import dataset_info
+from rd3.methods import Block
 from rd3.protocol import resolve_protocol
 from rd3.store import Entry, FolderStore, sha256_file, sha256_files
+from rd3.synthetic_set import SetWriter
+from rd3.testing import ToyDataset, trial_recipe
 from tests.tracking.report.test_tables import TEACHER
 from tests.tracking.report.test_tables import Results as Grid
 from tracking.report.page import write_report
@@ -214,7 +219,26 @@ def test_contact_sheets_are_the_stored_pictures(report, page):
     assert stored in pictures
     for picture in pictures:
         assert Image.open(io.BytesIO(picture)).size == (32, 64)
-    assert "the set has no contact sheet" in page.text
+    assert page.text.count("No contact sheet: ") == 1
+
+
+def test_a_contact_sheet_that_is_not_stored_is_drawn_from_the_images(tmp_path, report):
+    _paths, keys, store, cells = report
+    toy, rows = ToyDataset(classes=10, per_class=10, side=8), np.arange(100, dtype=np.uint8)
+    blocks = [Block(0, tuple((row % 10, row // 10) for row in range(100)))]
+    writer = SetWriter(tmp_path / "set", trial_recipe("random", toy, 10), toy.info, blocks)
+    writer.add(blocks[0], torch.from_numpy(rows)[:, None, None, None].expand(-1, 3, 8, 8))  # filled with their number
+    writer.finish()
+
+    def fetch(kind, key):
+        return tmp_path / "set" if key == keys["random"] else store.fetch(kind, key)
+
+    paths = write_report("drawn", Results.of(cells, store.find), fetch, tmp_path / "out", facts={})
+    page = paths["report.html"].read_text(encoding="utf-8")
+    sheet = re.search(r'base64,([^"]+)" alt="Contact sheet of random', page)
+    assert sheet is not None and not (tmp_path / "set" / "contact_sheet.png").exists()
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet[1]))))[34::66, 34::66, 0]
+    assert shown.tolist() == [[label + 10 * k for k in range(10)] for label in range(10)]
 
 
 def test_everything_is_escaped(report, page):
@@ -351,3 +375,17 @@ def test_contact_sheets_name_their_classes(tmp_path, report):
     assert names == list(
         dataset_info("cifar10").class_names
     )  # the other sheet, of 32 x 64 pixels, is not of this layout
+
+
+def test_of_many_tables_the_first_have_a_chart_and_the_others_say_so(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tracking.report.figures.accuracy_chart", lambda table, name: drawn.append(table) or b"<svg/>")
+    grid = Grid()
+    for number in range(70):
+        grid.add("rded", 10, [40.0, 41.0], setting=f"part {number}")
+    paths = write_report("many", Results.of(grid.cells, grid.find), FolderStore(tmp_path).fetch, tmp_path, facts={})
+    page = paths["report.html"].read_text(encoding="utf-8")
+    assert [table.part for table in drawn] == [f"part {number}" for number in range(60)]
+    assert page.count("Not drawn: the charts above have 60 panels, the most on a page.") == 10
+    assert page.count('<table class="results">') == 70
+    assert len([name for name in paths if name.startswith("charts/")]) == 60

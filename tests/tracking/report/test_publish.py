@@ -97,6 +97,35 @@ def test_a_grid_shows_its_numbers_and_names_its_runs(tracker: Tracker, tmp_path:
     assert {run.info.run_id for run in shown} == set(list(run_of.values())[1:3])
 
 
+def test_runs_have_the_name_of_the_grid_that_started_them_from_the_beginning(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, experiment_id = Ledger(tracker.place.artifacts), tracker.experiment("rd3")
+    grid = tracker.grid_run(experiment_id, "study", grid_yaml="")
+    cells, tags = [], {}
+    for seed, started_by in ((0, "study"), (1, "")):
+        recipe, cell = an_evaluation(20.0, seed)
+        run = tracker.begin(recipe, {}, experiment_id=experiment_id, parent_run_id=grid, grid=started_by)
+        tracker.client.set_terminated(run.run_id)
+        tags[run.run_id] = tracker.client.get_run(run.run_id).data.tags
+        result = {"top1_pct": 50.0, "correct": 5, "tested": 10}
+        ledger.add(Entry(kind="evaluation", key=recipe.key, recipe=recipe.model_dump(mode="json"), result=result))
+        cells.append(cell)
+    ours, other = tags
+    assert tags[ours]["rd3.grids"] == "study" and "rd3.grids" not in tags[other]
+
+    logged, log = [], tracker.log
+    monkeypatch.setattr(tracker, "log", lambda run_id, **what: logged.append(run_id) or log(run_id, **what))
+    publish_tables(tracker, grid, "study", cells, ledger.find, tmp_path / "study")
+    assert sorted(logged) == sorted([grid, other]), "no request for a run that has the name"
+    for run_id in tags:
+        shown = tracker.client.get_run(run_id).data.tags
+        assert {name: shown[name] for name in ("rd3.grids", "rd3.in.study")} == {
+            "rd3.grids": "study",
+            "rd3.in.study": "yes",
+        }
+
+
 def test_a_long_summary_says_what_it_leaves_out() -> None:
     cells = [an_evaluation(float(temperature), 0)[1] for temperature in range(1, 101)]
     text = summary(scores(rows(cells, lambda _kind, _key: None)))
