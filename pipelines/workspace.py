@@ -121,6 +121,8 @@ class LoadedGrid:
         self.workspace, self.expansion = workspace, expansion
         self._not_compared = ""
         """Why the ledger was not compared with MLflow when it was last read; empty if it was."""
+        self.runs: list[Any] = []
+        """The ledger's MLflow runs when it was last read; empty if it was not compared with them."""
 
     @cached_property
     def name(self) -> str:
@@ -196,6 +198,7 @@ class LoadedGrid:
         self._not_compared = ""
         try:
             gone = entries.compare(Tracker(here.with_identity()))
+            self.runs = entries.runs
             if gone:
                 self._not_compared = f"{gone} without a run in MLflow, deleted or newer than its database"
         except TrackingError as error:  # results do not depend on the tracking server

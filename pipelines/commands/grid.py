@@ -7,9 +7,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -270,6 +270,10 @@ def run(
         raise typer.Exit(code)
 
 
+_MOST_ROWS = 200
+"""Results that `rd3 report` prints; all of them are in its files."""
+
+
 def status(grid: GridArgument) -> None:
     """Show the progress of a grid, during a run or afterwards."""
     from pipelines.engine.status import grid_status
@@ -301,7 +305,10 @@ def report(
     results = loaded.summarised()
     charts = loaded.charts(results, embedding=tsne)
     written = loaded.report(folder, results, charts)
-    show_table(result_rows(results))
+    rows = result_rows(results)
+    show_table(rows[:_MOST_ROWS])
+    if len(rows) > _MOST_ROWS:
+        console.print(f"and {len(rows) - _MOST_ROWS} more, in the report")
     for reason in dict.fromkeys(loaded.expansion.blocked.values()):
         console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
     for sentence in loaded.other_code(results):
@@ -311,7 +318,7 @@ def report(
             console.print(f"{chart.title}: {chart.caption}", soft_wrap=True)
     for path in written.values():
         console.print(f"wrote {path}", soft_wrap=True)
-    page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text)
+    page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text, loaded.runs)
     console.print(ui_line(here, page), soft_wrap=True)
 
 
@@ -342,9 +349,17 @@ def publish(
     console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)
 
 
-def show_in_mlflow(name: str, results: Results, here: Session, files: Mapping[str, Path], grid_yaml: str = "") -> str:
+def show_in_mlflow(
+    name: str,
+    results: Results,
+    here: Session,
+    files: Mapping[str, Path],
+    grid_yaml: str = "",
+    runs: Sequence[Any] = (),
+) -> str:
     """Attach the report's files to the grid's MLflow run; returns the path of its evaluations in the UI.
 
+    ``runs``: as of :func:`tracking.report.publish.publish`.
     A grid with results but without a run, as other grids had computed them all, gets one, with the file ``grid_yaml``.
     An unreachable server is only reported.
     """
@@ -362,7 +377,7 @@ def show_in_mlflow(name: str, results: Results, here: Session, files: Mapping[st
             run_id = tracker.grid_run(tracker.experiment(EXPERIMENT), name, grid_yaml=grid_yaml)
             tracker.close_grid(run_id, ok=bool((results.frame["status"] != "missing").all()))
         if run_id is not None:
-            publish(tracker, run_id, name, results, files)
+            publish(tracker, run_id, name, results, files, runs)
             return shared_view(tracker, run_id, name)
     except (TrackingError, StoreError) as error:
         console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)

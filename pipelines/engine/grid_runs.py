@@ -68,7 +68,9 @@ class GridRuns:
             with tempfile.TemporaryDirectory() as folder:
                 entries = GridEntries.of(cells, self._books.ledger)
                 entries.compare(self._tracker)
-                publish_tables(self._tracker, run_id, grid.name, cells, entries.find, Path(folder), **facts)
+                publish_tables(
+                    self._tracker, run_id, grid.name, cells, entries.find, Path(folder), entries.runs, **facts
+                )
 
     def abandon(self, reason: str) -> None:
         """Close all runs of a driver that ends early."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from rd3.cell import Cell
 from rd3.recipe import Key
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
-from tracking.runs.digests import compare, missing_runs, tagged_digests
+from tracking.runs.digests import compare, digests_of, missing_runs
 from tracking.runs.runs import Tracker
 
 
@@ -20,6 +20,8 @@ class GridEntries:
 
     _found: dict[tuple[str, Key], Entry] = field(default_factory=dict)
     """By (kind, key)."""
+    runs: list[Any] = field(default_factory=list)
+    """The MLflow runs of the ledger, once :meth:`compare` has searched for them: for a large grid that takes long."""
 
     @classmethod
     def of(cls, cells: Sequence[Cell], ledger: Ledger) -> Self:
@@ -50,7 +52,8 @@ class GridEntries:
         if not any(entry.run_id for entry in self._found.values()):
             return 0
         tracker.check()
-        tagged = tagged_digests(tracker)
+        self.runs[:] = tracker.own_runs()
+        tagged = digests_of(self.runs)
         for entry in self._found.values():
             compare(entry, tagged)
         return missing_runs(tracker, {entry.run_id for entry in self._found.values() if entry.run_id} - tagged.keys())

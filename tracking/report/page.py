@@ -177,7 +177,7 @@ def _full_data(table: ResultTable, teachers: Sequence[Mapping[str, str]]) -> str
     return f"{table.student} trained on all training images: unknown; the teacher is {others}." if known else ""
 
 
-_MOST_PANELS = 60
+_MOST_PANELS = 24
 """Panels of all accuracy charts of a page; each takes a quarter of a second to draw."""
 
 

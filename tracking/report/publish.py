@@ -25,9 +25,12 @@ _LONGEST = 5000
 """Maximum characters of a description; MLflow allows 8000."""
 
 
-def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: Mapping[str, Path]) -> None:
+def publish(
+    tracker: Tracker, run_id: str, name: str, results: Results, files: Mapping[str, Path], runs: Sequence[Any] = ()
+) -> None:
     """Log the report's files (by name) and a table of scores to the grid's run; tag its recipes' runs.
 
+    ``runs``: those of the ledger, if they have been searched for.
     Their folder is not logged as a whole: it is the user's choice, and may hold anything.
     A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.  Runs
     that an edited grid no longer uses lose its name, once all its cells have results: where a dataset is missing, their
@@ -42,15 +45,21 @@ def publish(tracker: Tracker, run_id: str, name: str, results: Results, files: M
         for file, path in files.items():
             tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
-        experiment_id = tracker.client.get_run(run_id).info.experiment_id
-        runs = tracker.search([experiment_id], {"rd3.ledger": tracker.place.artifacts})
+        runs = runs or tracker.own_runs()
         _name_runs(tracker, runs, name, keys, _facts(results), results.find)
         if bool((results.frame["status"] != "missing").all()):
             _forget_others(tracker, runs, name, keys)
 
 
 def publish_tables(
-    tracker: Tracker, run_id: str, name: str, cells: Sequence[Cell], find: Find, out: Path, **facts: object
+    tracker: Tracker,
+    run_id: str,
+    name: str,
+    cells: Sequence[Cell],
+    find: Find,
+    out: Path,
+    runs: Sequence[Any] = (),
+    **facts: object,
 ) -> None:
     """Write the report without contact sheets, which would need the sets' files, and :func:`publish` it."""
 
@@ -58,13 +67,14 @@ def publish_tables(
         raise DataMissing(f"See the run of {kind} {key[:12]}.")
 
     results = Results.of(cells, find)
-    publish(tracker, run_id, name, results, write_report(name, results, not_fetched, out, facts=facts))
+    files = write_report(name, results, not_fetched, out, facts=facts)
+    publish(tracker, run_id, name, results, files, runs)
 
 
 def _facts(results: Results) -> dict[Key, dict[str, Fact]]:
     """The grid's names for its evaluations, measurements of their students, sets and teachers, by key."""
     found: dict[Key, dict[str, Fact]] = {}
-    for row in results.frame.to_dict("records"):
+    for row in results.rows:
         of_evaluation = cell_facts(row)
         known = {"evaluation": of_evaluation, "robustness": of_evaluation, "set": cell_facts(row, of_set=True)}
         network = {"network": row["teacher_network"]} if row["teacher_network"] else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 
@@ -46,6 +46,11 @@ class Results:
     frame: pd.DataFrame
     """With the columns of :data:`tracking.report.query.COLUMNS`, in the order of the grid's cells."""
     scores: list[Score]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``frame``, as mappings from columns to values."""
+        return self.frame.to_dict("records")
 
     @cached_property
     def tables(self) -> list[ResultTable]:

@@ -51,9 +51,7 @@ class Measured:
 
 def measured(results: Results) -> list[Measured]:
     """The measurements of every score that has some in the grid, in the order of the scores."""
-    planned = {
-        row["evaluation"]: row for row in results.frame.to_dict("records") if row["evaluation"] and row["robustness"]
-    }
+    planned = {row["evaluation"]: row for row in results.rows if row["evaluation"] and row["robustness"]}
     found = []
     for score in results.scores:
         rows = [planned[key] for key in score.keys if key in planned]

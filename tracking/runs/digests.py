@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rd3.errors import DataCorrupt
 from rd3.kept_students import without_student
@@ -12,8 +13,12 @@ from tracking.runs.runs import DIGEST, Tracker
 
 def tagged_digests(tracker: Tracker) -> dict[str, str]:
     """Map each run of the tracker's ledger that has a digest to it; takes one search."""
-    runs = tracker.own_runs(f"tags.`{DIGEST}` LIKE '%'")
-    return {run.info.run_id: run.data.tags[DIGEST] for run in runs}
+    return digests_of(tracker.own_runs(f"tags.`{DIGEST}` LIKE '%'"))
+
+
+def digests_of(runs: Iterable[Any]) -> dict[str, str]:
+    """Map the ids of those MLflow runs that have a digest to it."""
+    return {run.info.run_id: run.data.tags[DIGEST] for run in runs if DIGEST in run.data.tags}
 
 
 def missing_runs(tracker: Tracker, run_ids: Iterable[str]) -> int:

@@ -136,7 +136,7 @@ class _Measured:
 
     def __init__(self, setting: _Setting, results: Results):
         self.random = setting.methods[BASELINE]
-        self.rows = {row["evaluation"]: row for row in results.frame.to_dict("records") if row["status"] == "done"}
+        self.rows = {row["evaluation"]: row for row in results.rows if row["status"] == "done"}
         self.full: float | None = None
         self.no_full = ""
         try:
