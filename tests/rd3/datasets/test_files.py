@@ -353,7 +353,7 @@ def test_parquet_with_a_damaged_page(roots):
 def test_undecodable_image_names_file_and_row(roots, resolution):
     images = [*TEST[:4], TEST[4][: len(TEST[4]) // 2], TEST[5]]
     parquet(roots.data / "toy/test.parquet", images, TEST_LABELS)
-    with pytest.raises(DataCorrupt, match=r"test\.parquet, row 4: the image cannot be decoded"):
+    with pytest.raises(DataCorrupt, match=r"test\.parquet, row 4 cannot be decoded"):
         Toy(resolution, resolution).open(roots).images("test", range(6))
     assert not list(roots.home.glob("data/.*"))
 

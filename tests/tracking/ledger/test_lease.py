@@ -60,6 +60,7 @@ def test_a_suspended_driver_is_named_as_such(ledger: Ledger) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         leave(ledger, pid=process.pid)
         process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped
         try:
             with pytest.raises(StoreError, match=f"suspended: kill -CONT {process.pid} continues it"), ledger.lease():
                 pass
