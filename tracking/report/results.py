@@ -50,7 +50,8 @@ class Results:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ``frame``, as mappings from columns to values."""
-        return self.frame.to_dict("records")
+        found: list[dict[str, Any]] = self.frame.to_dict("records")
+        return found
 
     @cached_property
     def tables(self) -> list[ResultTable]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracking.report.extra import Table, register_table
+from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.paper import PaperValue
 from tracking.report.rectified import rectified
 from tracking.report.results import Results
@@ -17,7 +17,7 @@ _NOTE = (
 @register_table("rectified")
 def table(results: Results) -> Table | None:
     """Reported and rectified accuracies of every method, and ours; for grids that name both parts of Table 2."""
-    rows = [
+    rows: list[list[Cell]] = [
         [
             *(one.score.dataset, one.score.ipc, one.method, _printed(one.reported), _printed(one.rectified)),
             *(_signed(one.change), one.score, _signed(one.ours)),
