@@ -35,6 +35,8 @@ ConcurrentOption = Annotated[
 SharesOption = Annotated[
     int, typer.Option(help="Number of trials that generate one set together, block by block.", min=1)
 ]
+_MOST_ROWS = 200
+"""Results that `rd3 report` prints; all of them are in its files."""
 DeviceOption = Annotated[
     str | None,
     typer.Option(help="Device for cost estimates: cpu, cuda, or the name of a device calibrated with `rd3 calibrate`."),
@@ -268,10 +270,6 @@ def run(
                 console.print(f"Next: rd3 report {shlex.quote(grid)}", soft_wrap=True)
     if code:
         raise typer.Exit(code)
-
-
-_MOST_ROWS = 200
-"""Results that `rd3 report` prints; all of them are in its files."""
 
 
 def status(grid: GridArgument) -> None:

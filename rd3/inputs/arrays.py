@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rd3.errors import BadValue, DataCorrupt
+from rd3.errors import BadValue
 from rd3.inputs.notes import Note
-from rd3.inputs.pictures import DOUBTFUL, rgb_of, whole_pictures
+from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
 from rd3.lazy import torch
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
@@ -175,7 +175,7 @@ def _opened(row: Mapping[str, Any], where: str) -> Any:
             raise OSError("it has neither bytes nor a path")
         return Image.open(source)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataCorrupt(f"{where} cannot be decoded ({_first_line(error)}).", "replace or remove that row") from None
+        raise picture_fault(error, where, "replace or remove that row") from None
 
 
 def _alike(images: list[torch.Tensor], what: str) -> list[torch.Tensor]:

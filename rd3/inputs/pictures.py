@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rd3.errors import BadValue, DataCorrupt, RD3Error
+from rd3.errors import BadValue, DataCorrupt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,14 +129,16 @@ def _reduction(image: Image) -> str | None:
     return SIXTEEN_BITS if deep_modes else None
 
 
-def picture_fault(error: Exception, where: str, fix: str) -> RD3Error:
-    """What keeps a picture from being decoded: its size (:class:`BadValue`), or what PIL says, with this ``fix``."""
+def picture_fault(error: Exception, where: str, fix: str) -> DataCorrupt:
+    """What keeps a picture from being decoded: its size, or what PIL says, with this ``fix``."""
     from PIL import Image as pil
+    from PIL import UnidentifiedImageError
 
     if isinstance(error, pil.DecompressionBombError):
         most = 2 * (pil.MAX_IMAGE_PIXELS or 0)
-        return BadValue(f"{where} has more than {most:,} pixels, the most that are decoded.", "resize it")
-    return DataCorrupt(f"{where} cannot be decoded as an image ({type(error).__name__}).", fix)
+        return DataCorrupt(f"{where} cannot be decoded: it has more than {most:,} pixels.", "resize it")
+    said = [] if isinstance(error, UnidentifiedImageError) else str(error).splitlines()  # whose text is an address
+    return DataCorrupt(f"{where} cannot be decoded as an image ({said[0] if said else type(error).__name__}).", fix)
 
 
 @whole_pictures()
@@ -150,7 +152,7 @@ def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
     try:
         return _rgb(image, where)
     except (OSError, SyntaxError, EOFError, ValueError) as error:
-        raise DataCorrupt(f"{where} cannot be decoded as an image ({error}).", "replace or delete it") from None
+        raise picture_fault(error, where, "replace or delete it") from None
 
 
 def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tracking.report.test_browser import BROWSER, outcome
+from tests.tracking.report.test_browser import BROWSER, WIDTHS, outcome
 
 STUDIES = Path(__file__).parents[2] / "docs" / "results" / "studies"
 GRIDS = (
@@ -42,12 +42,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 FITS = """
-  document.querySelectorAll("details").forEach(part => { part.open = true; });
-  found.page = document.documentElement.scrollWidth;
-  found.beyond = [...document.querySelectorAll("body *")].filter(part => !part.closest(".scroll, svg") &&
-    part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 80));
-  found.clipped = [...document.querySelectorAll(".scroll")].filter(part => part.scrollWidth > part.clientWidth &&
-    getComputedStyle(part).overflowX !== "auto").length;
   found.tall = [...document.querySelectorAll("tbody tr")].map(row => row.getBoundingClientRect().height);
   found.charts = [...document.querySelectorAll("figure svg")].map(chart => ({
     texts: [...chart.querySelectorAll("text")].map(text => text.getBoundingClientRect().height),
@@ -108,7 +102,7 @@ def test_a_page_fits_its_window_and_its_tables_sort_and_filter(
     site: Path, tmp_path: Path, page: str, width: int
 ) -> None:
     text = (site / page / ("report.html" if page else "index.html")).read_text(encoding="utf-8")
-    found = outcome(text, tmp_path, FITS + SORTS, width)
+    found = outcome(text, tmp_path, WIDTHS + FITS + SORTS, width)
     assert found["page"] <= width
     assert found["beyond"] == [] and found["clipped"] == 0
     assert max(found["tall"]) < 300, "a row is taller than a screen shows: its text is squeezed into a narrow column"

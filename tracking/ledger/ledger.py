@@ -180,10 +180,11 @@ class Ledger:
         held = None
         with contextlib.suppress(DataCorrupt):  # it is replaced
             held = self.role(dataset, role)
-        kinds = [each.get("kind", "teacher") for each in (held or recipe, recipe)]
-        if kinds[0] != kinds[1]:
+        kind = recipe.get("kind", "teacher")
+        before = held.get("kind", "teacher") if held is not None else kind
+        if before != kind:
             raise BadValue(
-                f"Role {role} of {dataset} is a {kinds[0]} and cannot become a {kinds[1]}.", "choose another --role"
+                f"Role {role} of {dataset} is a {before} and cannot become a {kind}.", "choose another --role"
             )
         data = json.dumps(recipe, indent=1, sort_keys=True) + "\n"
         self.objects.put(_role_name(dataset, role), data.encode())

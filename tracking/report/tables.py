@@ -12,6 +12,7 @@ from rd3.component import changes_text
 from rd3.csv_file import csv_text
 from rd3.errors import BadValue
 from tracking.report.columns import Column
+from tracking.report.paper import PaperValue
 from tracking.report.query import split_overrides
 from tracking.report.scores import Score, Summary, comparable_protocol
 
@@ -148,14 +149,24 @@ def count_text(got: Summary) -> str:
 
 def paper_text(score: Score) -> str:
     """The paper's value, or an empty string."""
-    if score.paper is None:
+    return printed_text(score.paper)
+
+
+def printed_text(value: PaperValue | None) -> str:
+    """A value that the paper prints, or an empty string."""
+    if value is None:
         return ""
-    return f"{score.paper.mean:.1f}" + ("" if score.paper.std is None else f" ± {score.paper.std:.1f}")
+    return f"{value.mean:.1f}" + ("" if value.std is None else f" ± {value.std:.1f}")
 
 
 def delta_text(score: Score) -> str:
     """Signed difference in points, or an empty string."""
-    return "" if score.delta is None else f"{score.delta:+.1f}".replace("-", "−")
+    return points_text(score.delta)
+
+
+def points_text(points: float | None) -> str:
+    """A signed number of points, or an empty string."""
+    return "" if points is None else f"{points:+.1f}".replace("-", "−")
 
 
 def seconds_text(value: float | None) -> str:

@@ -53,7 +53,7 @@ def test_a_cut_picture_of_either_part_is_not_registered(part, kind, tmp_path):
     roots = Roots(None, tmp_path / "home")
     base = folder(tmp_path / "d", ("train", "test"), kind)
     (base / part / "toy1" / f"2.{kind}").write_bytes(picture(1, kind=kind, cut=True))
-    with pytest.raises(DataCorrupt, match=rf"{part}/toy1/2\.{kind} cannot be decoded"):
+    with pytest.raises(DataCorrupt, match=rf"{part}/toy1/2\.{kind} cannot be decoded as an image"):
         add_folder("mine", base, roots, 32, say=lambda note: None)
     (base / part / "toy1" / f"2.{kind}").write_bytes(picture(1, kind=kind))
     assert add_folder("mine", base, roots, 32, say=lambda note: None).train_count == 12
@@ -76,7 +76,7 @@ def test_a_picture_cut_after_registering_is_named_and_leaves_no_cache(resolution
     add_folder("mine", base, roots, resolution, say=lambda note: None)
     (base / "test/toy2/0.png").write_bytes(picture(1, cut=True))
     for _again in range(2):
-        with pytest.raises(DataCorrupt, match=r"toy2/0\.png cannot be decoded"):
+        with pytest.raises(DataCorrupt, match=r"toy2/0\.png cannot be decoded as an image"):
             open_dataset("mine", roots).images("test", range(12))
     assert [finding.state for finding in doctor(roots, ["mine"])] == ["ok"], "it decodes no images"
     assert not list(tmp_path.glob("home/data/*.safetensors"))
@@ -87,11 +87,11 @@ def test_a_cut_picture_of_a_set_is_refused_in_every_form(kind, tmp_path):
     base = folder(tmp_path / "s", ("set",), kind) / "set"
     files = sorted(base.glob("*/*"))
     files[5].write_bytes(picture(1, kind=kind, cut=True))
-    with pytest.raises(DataCorrupt, match=rf"{files[5]} cannot be decoded"):
+    with pytest.raises(DataCorrupt, match=rf"{files[5]} cannot be decoded as an image"):
         import_folder(base, TOY, tmp_path / "out")
     labels, rows = np.repeat(range(3), 4), [{"bytes": path.read_bytes(), "path": None} for path in files]
     pq.write_table(pa.table({"image": rows, "label": labels}), tmp_path / "s.parquet")
-    with pytest.raises(DataCorrupt, match="Image 5 cannot be decoded"):
+    with pytest.raises(DataCorrupt, match="Image 5 cannot be decoded as an image"):
         import_tensors(tmp_path / "s.parquet", TOY, tmp_path / "out")
 
     class Column(list):

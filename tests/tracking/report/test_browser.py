@@ -160,16 +160,20 @@ def test_evaluations_sort_by_result_and_stay_together(page, tmp_path):
     assert found["sizes"] == found["sorted"]
 
 
+WIDTHS = """
+  document.querySelectorAll("details").forEach(part => { part.open = true; });
+  found.page = document.documentElement.scrollWidth;
+  found.beyond = [...document.querySelectorAll("body *")].filter(part => !part.closest(".scroll, svg") &&
+    part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 80));
+  found.clipped = [...document.querySelectorAll(".scroll")].filter(part => part.scrollWidth > part.clientWidth &&
+    getComputedStyle(part).overflowX !== "auto").length;
+"""
+"""Steps that find what is wider than the window, or cut off in a box that does not scroll."""
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_cut_off_at_the_side(page, tmp_path, width):
-    found = outcome(page, tmp_path, """
-      document.querySelectorAll("details").forEach(part => { part.open = true; });
-      found.page = document.documentElement.scrollWidth;
-      found.beyond = [...document.querySelectorAll("body *")].filter(part => !part.closest(".scroll, svg") &&
-        part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 80));
-      found.clipped = [...document.querySelectorAll(".scroll")].filter(part => part.scrollWidth > part.clientWidth &&
-        getComputedStyle(part).overflowX !== "auto").length;
-    """, width)  # fmt: skip
+    found = outcome(page, tmp_path, WIDTHS, width)
     assert found["page"] <= width
     assert found["beyond"] == []
     assert found["clipped"] == 0

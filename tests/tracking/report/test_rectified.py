@@ -21,6 +21,14 @@ PRINTED = {
     if (row["table"], row["metric"]) == ("2", "delta")
 }
 
+DIFFER = {
+    (10, "EDC"): ("−1.5", "−1.7"),
+    (100, "EDC"): ("+1.1", ""),
+    (100, "Minimax"): ("−0.9", ""),
+    (100, "RDED"): ("−2.0", ""),
+}
+"""(printed, ours): a slip of the paper (46.9 minus 48.6), and differences from accuracies that it does not print."""
+
 
 @pytest.fixture(scope="module")
 def results() -> Results:
@@ -33,9 +41,9 @@ def test_differences_are_those_that_the_paper_prints(results):
     assert found is not None
     ours = {(int(row[1]), names()["methods"][row[2]]): row for row in found.texts}
     assert len(PRINTED) > 20
-    for place, printed in PRINTED.items():
-        signed = f"{float(printed['mean']):+.1f}".replace("-", "−")
-        assert ours[place][5] == signed or printed["note"], place
+    printed = {place: f"{float(row['mean']):+.1f}".replace("-", "−") for place, row in PRINTED.items()}
+    differ = {place: (text, ours[place][5]) for place, text in printed.items() if ours[place][5] != text}
+    assert differ == DIFFER
     assert (10, "Random") not in ours, "the table does not have it"
     assert ours[10, "SRe2L"][6].startswith("10.0") and ours[10, "SRe2L"][7] == "−11.3"  # the paper of SRe2L: 21.3
 

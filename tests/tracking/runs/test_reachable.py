@@ -79,14 +79,20 @@ def test_a_server_that_accepts_and_says_nothing() -> None:
     "table",
     [
         {},
-        {"/health": (200, "<html>welcome</html>"), "/version": (200, "<html>welcome</html>")},
+        {"/health": (200, "welcome"), "/version": (200, "welcome")},
         {"/health": (200, "OK"), "/version": (200, "OK")},
         {"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (404, "")},
     ],
 )
 def test_a_server_that_is_something_else(serve, table: dict[str, tuple[int, str]]) -> None:
-    with pytest.raises(TrackingError, match=r"is not an MLflow server|answers with a web page instead of MLflow"):
+    with pytest.raises(TrackingError, match="is not an MLflow server"):
         check(serve(table))
+
+
+def test_a_page_without_a_title_in_place_of_mlflow(no_proxies: None, serve) -> None:
+    page = (200, "<html>welcome</html>")
+    with pytest.raises(TrackingError, match="answers with a web page instead of MLflow: it is another server"):
+        check(serve({"/health": page, "/version": page}))
 
 
 def test_a_server_without_its_database(serve) -> None:

@@ -23,7 +23,7 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
     """Accuracy on synthetic and test images over the epochs, one panel per score; for grids that test in between."""
     panels: dict[str, dict[str, Line]] = {}
     left_out: set[str] = set()
-    rows = results.frame[results.frame["status"] == "done"].to_dict("records")
+    rows = [row for row in results.rows if row["status"] == "done"]
     differ = [name for name in _SETTING if len({str(row[name]) for row in rows}) > 1]
     for row in rows:
         entry = results.find("evaluation", row["evaluation"])

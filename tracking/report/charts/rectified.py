@@ -15,8 +15,8 @@ from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 
 _CAPTION = (
-    "Bars: rectified minus reported accuracy, in points, as the paper prints them. Dots: our mean minus the reported "
-    "accuracy. A bar to the left: the method's own paper reports more than the paper's protocol gives."
+    "Bars: rectified minus reported accuracy, in points, both as the paper prints them. Dots: our mean minus the "
+    "reported accuracy. A bar to the left: the method's own paper reports more than the paper's protocol gives."
 )
 
 

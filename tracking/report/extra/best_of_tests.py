@@ -8,6 +8,7 @@ from tracking.report.extra import Table, register_table
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
 from tracking.report.scores import Score
+from tracking.report.tables import points_text
 
 _COLUMNS = ("dataset", "IPC", "method", "evaluation", "tests", "last epoch", "best of the tests", "best − last")
 _NOTE = (
@@ -33,5 +34,5 @@ def _row(score: Score, results: Results) -> list[Score | str | float | None] | N
     counts = sorted({len(tests) for tests in tested})
     return [
         *(score.dataset, score.ipc, method, ", ".join(filter(None, (score.setting, setting.changed)))),
-        *(" or ".join(map(str, counts)), f"{last:.1f}", f"{best:.1f}", f"{best - last:+.1f}"),
+        *(" or ".join(map(str, counts)), f"{last:.1f}", f"{best:.1f}", points_text(best - last)),
     ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tracking.report.extra._base import Cell, Table, register_table
-from tracking.report.paper import PaperValue
 from tracking.report.rectified import rectified
 from tracking.report.results import Results
+from tracking.report.tables import points_text, printed_text
 
 _COLUMNS = ("dataset", "IPC", "method", "reported", "rectified", "rectified − reported", "here", "here − reported")
 _NOTE = (
@@ -19,19 +19,9 @@ def table(results: Results) -> Table | None:
     """Reported and rectified accuracies of every method, and ours; for grids that name both parts of Table 2."""
     rows: list[list[Cell]] = [
         [
-            *(one.score.dataset, one.score.ipc, one.method, _printed(one.reported), _printed(one.rectified)),
-            *(_signed(one.change), one.score, _signed(one.ours)),
+            *(one.score.dataset, one.score.ipc, one.method, printed_text(one.reported), printed_text(one.rectified)),
+            *(points_text(one.change), one.score, points_text(one.ours)),
         ]
         for one in rectified(results.scores)
     ]
     return Table("Rectified and reported accuracy", _COLUMNS, rows, _NOTE) if rows else None
-
-
-def _printed(value: PaperValue | None) -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:.1f}" + ("" if value.std is None else f" ± {value.std:.1f}")
-
-
-def _signed(points: float | None) -> str:
-    return "" if points is None else f"{points:+.1f}".replace("-", "−")
