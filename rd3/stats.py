@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -125,17 +126,24 @@ def variance_components(groups: Sequence[Sequence[float]]) -> VarianceComponents
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error of at least two values."""
-    given = np.asarray(values, dtype=np.float64)
-    return float(given.mean()), float(given.std(ddof=1)) / math.sqrt(len(given))
+    count = len(values)
+    centre = math.fsum(values) / count
+    variance = math.fsum((value - centre) ** 2 for value in values) / (count - 1)
+    return centre, math.sqrt(variance / count)
 
 
 def _interval(centre: float, error: float, df: int, confidence: float) -> tuple[float, float]:
-    from scipy import special
-
     if not 0 < confidence < 1:
         raise BadValue(f"The confidence of an interval is {confidence}, expected one between 0 and 1.", "e.g. 0.95")
-    half = float(special.stdtrit(df, (1 + confidence) / 2)) * error
+    half = _t_quantile(df, (1 + confidence) / 2) * error
     return centre - half, centre + half
+
+
+@lru_cache(maxsize=256)
+def _t_quantile(df: int, probability: float) -> float:
+    from scipy import special
+
+    return float(special.stdtrit(df, probability))
 
 
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:

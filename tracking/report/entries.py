@@ -9,6 +9,7 @@ from typing import Any, Self
 from rd3.cell import Cell
 from rd3.recipe import Key
 from rd3.store import Entry
+from tracking.garbage import without_collection
 from tracking.ledger.ledger import Ledger
 from tracking.runs.digests import compare, digests_of, missing_runs
 from tracking.runs.runs import Tracker
@@ -24,6 +25,7 @@ class GridEntries:
     """The MLflow runs of the ledger, once :meth:`compare` has searched for them: for a large grid that takes long."""
 
     @classmethod
+    @without_collection()
     def of(cls, cells: Sequence[Cell], ledger: Ledger) -> Self:
         """Read the entries of a grid's cells, one kind at a time."""
         entries = cls()

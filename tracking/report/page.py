@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.csv_file import csv_text
 from rd3.store import now
+from tracking.garbage import without_collection
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
 from tracking.report.claims import Judged, judged
@@ -285,6 +286,7 @@ def _tables(page: Page) -> dict[str, str]:
     return written
 
 
+@without_collection()
 def write_report(
     grid_name: str,
     results: Results,

@@ -12,6 +12,7 @@ import pandas as pd
 from rd3.cell import Cell
 from rd3.errors import why
 from rd3.registry import Registry
+from tracking.garbage import without_collection
 from tracking.report.query import Find, rows
 from tracking.report.scores import Score, scores
 from tracking.report.tables import ResultTable, result_tables
@@ -59,6 +60,7 @@ class Results:
         return result_tables(self.scores)
 
     @classmethod
+    @without_collection()
     def of(cls, cells: Sequence[Cell], find: Find) -> Self:
         """Of a grid's cells; ``find`` looks up ledger entries."""
         frame = rows(cells, find)

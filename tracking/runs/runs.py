@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from rd3.errors import StoreError, StoreUnavailable, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
+from tracking.garbage import without_collection
 from tracking.ledger.addresses import to_relative
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
@@ -135,6 +136,7 @@ class Tracker:
         with self.errors():
             return self.search(self.experiment_ids(), self._ours, extra)
 
+    @without_collection()
     def search(
         self, experiment_ids: list[str], wanted: Mapping[str, str], extra: str = "", *, of_any_ledger: bool = False
     ) -> list[Any]:
