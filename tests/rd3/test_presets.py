@@ -335,8 +335,14 @@ def test_what_a_preset_does_otherwise_is_on_record():
     assert "momentum goes on where the rate drops" in said["dc-bench"]
     assert "drops of the rate come an epoch later" in said["minimax-hard"]
     assert "descriptions of the protocol elsewhere have 200 epochs" in said["sre2l-tiny"]
-    stored = {name for name, sentences in said.items() if "soft_labels stored" in sentences}
+
+
+def test_presets_whose_authors_store_labels_in_fp16_do_so():
+    complete = [name for name, rule in presets().items() if not rule.incomplete]
+    found = {name: at(name, "cifar100", 10) for name in complete}
+    stored = {name for name, protocol in found.items() if protocol.soft_labels == "stored"}
     assert stored == {"sre2l", "d4m", "edc", "gvbsm", "gvbsm-small"}
+    assert {found[name].label_dtype for name in stored} == {"fp16"}
 
 
 def test_the_other_incomplete_ones_name_what_is_missing():
