@@ -94,11 +94,13 @@ def _without_secret(uri: str, name: str) -> str:
     """The address unchanged; raises BadValue for one with a password, as it is sent to trials, logs and tables."""
     from tracking.ledger.faults import has_password
 
-    _split(uri, name)
+    parts = _split(uri, name)
     if not has_password(uri):
         return uri
     if uri.startswith("s3"):
         fix = "remove key and secret, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif uri.startswith("http") and parts.password is None:
+        fix = "remove everything from the question mark on, and set MLFLOW_TRACKING_TOKEN to a token"
     elif uri.startswith("http"):
         fix = "remove it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     else:

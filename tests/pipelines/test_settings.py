@@ -150,6 +150,20 @@ def test_signs_in_the_prefix_of_a_bucket_are_no_secret(address: str):
     assert artifact_root(address) == address
 
 
+@pytest.mark.parametrize(
+    ("address", "fix"),
+    [
+        ("https://mlflow.example/?token=hush", "from the question mark on, and set MLFLOW_TRACKING_TOKEN"),
+        ("https://me:hush@mlflow.example/?token=hush", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("https://me:hush@mlflow.example", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_the_fix_names_the_variable_that_takes_the_secret(address: str, fix: str):
+    with pytest.raises(BadValue, match=fix) as refused:
+        tracking_address(address)
+    assert "hush" not in str(refused.value)
+
+
 def test_a_password_with_a_slash_is_one():
     """SQLAlchemy takes it, and the URI's parts by urllib have no password then."""
     address = "postgresql://me:s3/cret@db/mlflow"
