@@ -95,6 +95,9 @@ def why(error: BaseException) -> tuple[str, str]:
     """Status and reason of a raised error; the reason of an unexpected one includes the line that raised it."""
     if isinstance(error, RD3Error):
         return error.status, str(error)
+    if isinstance(error, OSError) and is_disk_full(error):
+        place = f" for {error.filename}" if error.filename else ""
+        return "failed", f"No space left{place}. Fix: free space on that disk, or inodes if it has none left (`df -i`)"
     reason = f"{type(error).__name__}: {error}"
     if is_out_of_memory(error):
         return "oom", reason

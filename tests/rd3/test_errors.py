@@ -26,3 +26,9 @@ def test_out_of_memory_is_known_in_all_its_words(error):
         raise error
     except type(error) as raised:
         assert why(raised)[0] == "oom" and ends_the_process(raised)
+
+
+def test_a_full_disk_is_named_with_its_file_and_what_may_be_missing(tmp_path):
+    file = tmp_path / "checkpoint"
+    status, reason = why(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)))
+    assert status == "failed" and reason.startswith(f"No space left for {file}. Fix: free space") and "df -i" in reason

@@ -8,6 +8,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from rd3.errors import is_disk_full
 from tracking.ledger.faults import Fault, Server, fault_in, without_password
 
 SQLITE = {
@@ -20,7 +21,10 @@ SQLITE = {
         "The MLflow database {database} cannot be read or written: disk I/O error.",
         "check the disk, its quota and the limit of file sizes (`ulimit -f`)",
     ),
-    "disk is full": Fault("There is no space left for the MLflow database {database}.", "free space on that disk"),
+    "disk is full": Fault(
+        "There is no space left for the MLflow database {database}.",
+        "free space on that disk, or inodes if it has none left (`df -i`)",
+    ),
     "is not a database": Fault(
         "Cannot write the MLflow database {database}: file is not a database.",
         "move that file away, or set MLFLOW_TRACKING_URI",
@@ -94,21 +98,27 @@ STATUSES = {
 
 def sqlite_fault(error: Exception, database: Path) -> Fault:
     """What is wrong with an SQLite database of MLflow."""
-    if re.search("disk I/O error|is locked", str(error)) and not _can_lock(database.parent):
+    text, refused = str(error), _refused(database.parent)
+    if refused is not None and re.search("disk I/O error|is locked", text) and refused.errno in _WITHOUT_LOCKS:
         return _NO_LOCKS.about(folder=database.parent)
-    if fault := fault_in(str(error), SQLITE):
+    if refused is not None and "unable to open" in text and is_disk_full(refused):  # no inode for its journal
+        text = "disk is full"
+    if fault := fault_in(text, SQLITE):
         return fault.about(database=database)
     return Fault(f"Cannot use the MLflow database {database}: {error}.", "check that file, or set MLFLOW_TRACKING_URI")
 
 
-def _can_lock(folder: Path) -> bool:
-    """Whether the file system has the locks of fcntl(2), as SQLite uses them."""
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def _refused(folder: Path) -> OSError | None:
+    """The error of creating a file in the folder and locking it with fcntl(2), as SQLite does; None without one."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-    return True
+        return error
+    return None
 
 
 def tracking_server(uri: str) -> Server:

@@ -255,6 +255,17 @@ def test_a_database_above_the_limit_of_file_sizes(tmp_path: Path) -> None:
     assert "check the disk, its quota and the limit of file sizes" in fault.fix
 
 
+def test_a_database_whose_disk_has_no_inode_left_for_its_journal(tmp_path: Path, monkeypatch) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    error = sqlite3.OperationalError("unable to open database file")
+    assert "make the file and its folder writable" in sqlite_fault(error, tmp_path / "x.db").fix
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    fault = sqlite_fault(error, tmp_path / "x.db")
+    assert "There is no space left for the MLflow database" in fault.message and "inodes" in fault.fix
+
+
 def test_a_database_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lustre mounted without -o flock: SQLite says that reading and writing failed."""
 
