@@ -9,9 +9,9 @@ from typing import Any, Self
 from rd3.cell import Cell
 from rd3.recipe import Key
 from rd3.store import Entry
-from tracking.garbage import without_collection
 from tracking.ledger.ledger import Ledger
 from tracking.runs.digests import compare, digests_of, missing_runs
+from tracking.runs.garbage import without_collection
 from tracking.runs.runs import Tracker
 
 

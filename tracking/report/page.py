@@ -16,7 +16,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rd3.component import changes_text, flat_protocol, plain_text
 from rd3.csv_file import csv_text
 from rd3.store import now
-from tracking.garbage import without_collection
 from tracking.report import figures, tables
 from tracking.report.charts import Drawing, drawings
 from tracking.report.claims import Judged, judged
@@ -30,6 +29,7 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.sheets import Fetch, Sheet, contact_sheets
 from tracking.report.tables import ResultTable
+from tracking.runs.garbage import without_collection
 
 
 def slug(title: str) -> str:

@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from rd3.errors import StoreError, StoreUnavailable, TrackingError
 from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.store import Entry
-from tracking.garbage import without_collection
 from tracking.ledger.addresses import to_relative
 from tracking.ledger.object_store import open_objects
 from tracking.place import Place
@@ -28,6 +27,7 @@ from tracking.runs import reachable as reach
 from tracking.runs.client import mlflow_errors, open_client, quiet_mlflow
 from tracking.runs.database import create_sqlite
 from tracking.runs.fields import Fact, curve_points, metrics, params, read_curve, run_name, span_ms
+from tracking.runs.garbage import without_collection
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _EXPERIMENT = {

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from tracking.garbage import without_collection
+from tracking.runs.garbage import without_collection
 
 
 @pytest.fixture(params=[True, False])
