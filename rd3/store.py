@@ -207,8 +207,10 @@ def stage(path: Path, data: bytes) -> Path:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-    except BaseException:
+    except BaseException as error:
         staged.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a write, which does not know it
+            error.filename = str(path)
         raise
     return staged
 

@@ -55,7 +55,7 @@ def train(
     backbone = BACKBONES.get(recipe.family).create(recipe.config, dataset.info, generator(seed, "init")).to(device)
     stages = backbone.stages(recipe)
     runs = [_Run(stage, recipe, precision, device) for stage in stages]
-    done = _restore(out / CHECKPOINT, recipe.key, precision, runs)
+    done = _restore(out / CHECKPOINT, recipe.key, precision, runs, progress)
     stopwatch.include(done.wall_s, done.process_s)
     images = Images(dataset, recipe.data.split, device)
     total_epochs = sum(stage.training.epochs for stage in stages)
@@ -165,9 +165,9 @@ class _Run:
         restore_averaged(state, self.parameters, self.average.values(), self.optimizer)
 
 
-def _restore(path: Path, key: str, precision: str, runs: list[_Run]) -> Counters:
+def _restore(path: Path, key: str, precision: str, runs: list[_Run], progress: Progress) -> Counters:
     """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
-    found = read_checkpoint(path)
+    found = read_checkpoint(path, progress)
     if found is None or (found.key, found.precision) != (key, precision):
         return Counters(curve={})
     for run in runs:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -94,12 +94,16 @@ class Checkpoint:
                 optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
 
 
-def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file; None if there is no file."""
+def read_checkpoint(path: Path, progress: Callable[[float, str], None]) -> Checkpoint | None:
+    """The checkpoint in a file; None if there is no file, or a damaged one, of which ``progress`` is notified."""
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata()
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        progress(0.0, f"starting over: {path.name} of the earlier attempt cannot be read ({error})")
+        return None
     counters = metadata.get("counters") or metadata["done"]  # the name in checkpoints of backbones of earlier versions
     return Checkpoint(metadata["key"], metadata.get("precision", ""), Counters(**json.loads(counters)), tensors)

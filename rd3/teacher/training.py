@@ -141,7 +141,7 @@ def _resumed(
     path: Path, key: str, precision: str, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> Counters:
     """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
-    found = read_checkpoint(path)
+    found = read_checkpoint(path, progress)
     if found is None or found.key != key:
         return Counters()
     if found.precision != precision:

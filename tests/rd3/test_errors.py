@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import resource
+import signal
 
 import pytest
 import torch
 
 from rd3.errors import ends_the_process, why
+from rd3.store import write_atomically
 
 
 @pytest.mark.parametrize(
@@ -32,3 +36,15 @@ def test_a_full_disk_is_named_with_its_file_and_what_may_be_missing(tmp_path):
     file = tmp_path / "checkpoint"
     status, reason = why(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)))
     assert status == "failed" and reason.startswith(f"No space left for {file}. Fix: free space") and "df -i" in reason
+
+
+def test_a_file_that_does_not_fit_is_named(tmp_path):
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / "large"))) as refused:
+            write_atomically(tmp_path / "large", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert refused.value.filename == str(tmp_path / "large") and list(tmp_path.iterdir()) == []

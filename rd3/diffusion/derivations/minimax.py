@@ -73,7 +73,7 @@ class MinimaxFineTuning(Derivation):
         before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
         tuning = FineTuning(backbone, settings, recipe, dataset)
         stopwatch, losses = Stopwatch(), list[float]()
-        earlier = read_checkpoint(out / CHECKPOINT)
+        earlier = read_checkpoint(out / CHECKPOINT, progress)
         if earlier is not None and earlier.key == recipe.key:
             tuning.restore(earlier.tensors)
             losses = earlier.counters.curve
