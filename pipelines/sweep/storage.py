@@ -130,6 +130,7 @@ def _database(url: str) -> BaseStorage:
         raise _other_version(url, str(error)) from None
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise StoreError(
-            f"Cannot store the studies at {without_password(url)}: {first}.", "check the address and the database"
-        ) from None
+        fix = "check the address and the database"
+        if "is locked" in first:
+            fix = "end the process that holds it (`fuser FILE` shows it), or wait until it is done, and run again"
+        raise StoreError(f"Cannot store the studies at {without_password(url)}: {first}.", fix) from None

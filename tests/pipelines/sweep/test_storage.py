@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -41,6 +42,13 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path)
     with pytest.raises(StoreError, match="Cannot store the studies at postgresql") as caught:
         open_storage("tracking", "postgresql+psycopg2://me:hush@127.0.0.1:1/x", tmp_path)
     assert "hush" not in str(caught.value)
+
+
+def test_a_locked_database_is_blamed_on_the_process_that_holds_it(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match=r"database is locked\. Fix: end the process that holds it \(`fuser FILE`"):
+            open_storage(f"sqlite:///{tmp_path / 'x.db'}", "", tmp_path)
 
 
 def test_a_word_that_is_no_place(tmp_path):
