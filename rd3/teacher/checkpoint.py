@@ -95,7 +95,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, progress: Callable[[float, str], None]) -> Checkpoint | None:
-    """The checkpoint in a file; None if there is no file, or a damaged one, of which ``progress`` is notified."""
+    """Read a checkpoint; None if the file does not exist or is damaged, which is reported through ``progress``."""
     if not path.is_file():
         return None
     try:
@@ -103,7 +103,7 @@ def read_checkpoint(path: Path, progress: Callable[[float, str], None]) -> Check
             metadata = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        progress(0.0, f"starting over: {path.name} of the earlier attempt cannot be read ({error})")
+        progress(0.0, f"restarting: {path.name} cannot be read ({error})")
         return None
     counters = metadata.get("counters") or metadata["done"]  # the name in checkpoints of backbones of earlier versions
     return Checkpoint(metadata["key"], metadata.get("precision", ""), Counters(**json.loads(counters)), tensors)

@@ -98,11 +98,12 @@ STATUSES = {
 
 def sqlite_fault(error: Exception, database: Path) -> Fault:
     """What is wrong with an SQLite database of MLflow."""
-    text, refused = str(error), _refused(database.parent)
-    if refused is not None and re.search("disk I/O error|is locked", text) and refused.errno in _WITHOUT_LOCKS:
-        return _NO_LOCKS.about(folder=database.parent)
-    if refused is not None and "unable to open" in text and is_disk_full(refused):  # no inode for its journal
-        text = "disk is full"
+    text = str(error)
+    if re.search("disk I/O error|is locked|unable to open", text) and (refused := _refused(database.parent)):
+        if refused.errno in _WITHOUT_LOCKS and "unable to open" not in text:
+            return _NO_LOCKS.about(folder=database.parent)
+        if is_disk_full(refused) and "unable to open" in text:  # no inode for its journal
+            text = "disk is full"
     if fault := fault_in(text, SQLITE):
         return fault.about(database=database)
     return Fault(f"Cannot use the MLflow database {database}: {error}.", "check that file, or set MLFLOW_TRACKING_URI")

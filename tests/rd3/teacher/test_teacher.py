@@ -119,7 +119,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(dataset, tmp_path, n
     assert not (tmp_path / "parts" / "checkpoint.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_is_notified_and_the_training_starts_over(dataset, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_training_restarts(dataset, tmp_path):
     recipe = a_recipe("fp32", "convnet", lr=0.005)
     whole = teacher.train(recipe, dataset, tmp_path / "whole")
 
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_notified_and_the_training_starts_over(dataset, 
     checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
     notes = []
     cut = teacher.train(recipe, dataset, tmp_path / "cut", progress=lambda fraction, note: notes.append(note))
-    assert any(note.startswith("starting over: checkpoint.safetensors of the earlier attempt") for note in notes)
+    assert any(note.startswith("restarting: checkpoint.safetensors cannot be read") for note in notes)
     assert {name: whole[name] for name in ("correct", "final_loss")} == {
         name: cut[name] for name in ("correct", "final_loss")
     }
