@@ -199,7 +199,7 @@ class SweepRun:
 
     def _studies(self) -> None:
         journal = self.session.home / "sweeps" / f"{self.key[:12]}.journal"
-        storage = open_storage(self.storage, self.session.tracking_uri, journal)
+        storage = self._retry(partial(open_storage, self.storage, self.session.tracking_uri, journal))
         for subject in self.subjects:
             self.outcome.tunings[subject.label] = Tuning(self.sweep, subject.study, storage)
 

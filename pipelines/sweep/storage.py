@@ -14,15 +14,25 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.terminal import printable
-from rd3.errors import BadValue, DataCorrupt, StoreError
+from rd3.errors import BadValue, DataCorrupt, StoreError, StoreUnavailable
 from rd3.store import write_atomically
 from tracking.ledger.faults import has_password, without_password
 from tracking.ledger.object_store import folder_errors
+from tracking.runs.faults import sqlite_fault
+from tracking.runs.reachable import sqlite_file
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 JOURNAL, TRACKING = "journal", "tracking"
+_STUDIES = {
+    "name": "database of studies",
+    "elsewhere": "give another --storage",
+    "move": "give a file on another file system as --storage",
+    "lost": "the studies are written anew from there",
+    "shared": "--storage postgresql+psycopg2://...",
+}
+"""What messages say of the studies' SQLite database."""
 SCHEMA = "rd3_optuna"
 """Schema of Optuna's tables, separate from MLflow's: both have a table ``alembic_version``."""
 
@@ -116,6 +126,12 @@ def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
 
     options = {}
+    file = sqlite_file(url)
+    if file is not None and not file.parent.is_dir():
+        folder = file.absolute().parent
+        raise BadValue(
+            f"There is no folder {folder}, which --storage {url} names.", f"mkdir -p {shlex.quote(str(folder))}"
+        )
     try:
         if url.startswith("postgresql"):
             options = {"connect_args": {"options": f"-csearch_path={SCHEMA}"}}
@@ -130,7 +146,7 @@ def _database(url: str) -> BaseStorage:
         raise _other_version(url, str(error)) from None
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        if file is not None and not isinstance(error, ImportError):
+            raise sqlite_fault(RuntimeError(first), file, _STUDIES).error(StoreError, StoreUnavailable) from None
         fix = "check the address and the database"
-        if "is locked" in first:
-            fix = "end the process that holds it (`fuser FILE` shows it), or wait until it is done, and run again"
         raise StoreError(f"Cannot store the studies at {without_password(url)}: {first}.", fix) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -43,7 +44,17 @@ def write_checkpoint(
 def write_tensors(path: Path, key: str, precision: str, tensors: dict[str, torch.Tensor], counters: Counters) -> None:
     """Write tensors and counters, with the recipe's key and the precision of the training."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, save(plain, {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}))
+    metadata = {"key": key, "precision": precision, "counters": json.dumps(asdict(counters))}
+    write_atomically(path, save(plain, {**metadata, "sha256": _digest(metadata, plain)}))
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over metadata, names, types, shapes and values."""
+    state = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def averaged_state(
@@ -104,6 +115,10 @@ def read_checkpoint(path: Path, progress: Callable[[float, str], None]) -> Check
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         progress(0.0, f"restarting: {path.name} cannot be read ({error})")
+        return None
+    digest = metadata.pop("sha256", None)  # none in checkpoints of earlier versions
+    if digest is not None and digest != _digest(metadata, tensors):
+        progress(0.0, f"restarting: {path.name} is damaged")
         return None
     counters = metadata.get("counters") or metadata["done"]  # the name in checkpoints of backbones of earlier versions
     return Checkpoint(metadata["key"], metadata.get("precision", ""), Counters(**json.loads(counters)), tensors)

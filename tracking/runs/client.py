@@ -20,7 +20,7 @@ from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
 from tracking.runs.database import schema_fault, sqlite_schema_fault
-from tracking.runs.faults import SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
+from tracking.runs.faults import MLFLOW, SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
 from tracking.runs.reachable import sqlite_path
 
 _NO_HOME = "/nonexistent"
@@ -179,7 +179,7 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     schema = _schema_fault(text, uri)
     if schema is not None:
         return schema
-    facts = {"where": where, "database": where}
+    facts = {"where": where, "database": where, **MLFLOW}
     if uri.startswith("sqlite") and fault_in(text, SQLITE):
         return sqlite_fault(error, sqlite_path(uri))
     if fault := fault_in(text, TEXTS):

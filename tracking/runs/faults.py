@@ -6,6 +6,7 @@ import errno
 import fcntl
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rd3.errors import is_disk_full
@@ -13,39 +14,34 @@ from tracking.ledger.faults import Fault, Server, fault_in, without_password
 
 SQLITE = {
     "is locked": Fault(
-        "The MLflow database {database} is locked by another process.",
-        "end that process (`fuser {database}` shows it); several machines need a tracking server",
+        "The {name} {database} is locked by another process.",
+        "end that process (`fuser {database}` shows it); several machines need {shared}",
         waits=True,
     ),
     "disk I/O error": Fault(
-        "The MLflow database {database} cannot be read or written: disk I/O error.",
+        "The {name} {database} cannot be read or written: disk I/O error.",
         "check the disk, its quota and the limit of file sizes (`ulimit -f`)",
     ),
     "disk is full": Fault(
-        "There is no space left for the MLflow database {database}.",
+        "There is no space left for the {name} {database}.",
         "free space on that disk, or inodes if it has none left (`df -i`)",
     ),
     "is not a database": Fault(
-        "Cannot write the MLflow database {database}: file is not a database.",
-        "move that file away, or set MLFLOW_TRACKING_URI",
+        "Cannot write the {name} {database}: file is not a database.", "move that file away, or {elsewhere}"
     ),
     r"disk image is malformed|malformed database schema": Fault(
-        "The MLflow database {database} is damaged.",
-        "restore a backup, or move the file away: results and reports come from the ledger and are kept, but MLflow "
-        "will show new runs only",
+        "The {name} {database} is damaged.",
+        "restore a backup, or move the file away: results and reports come from the ledger and are kept, but {lost}",
     ),
     "unable to open database file": Fault(
-        "The MLflow database {database} cannot be opened.", "make the file and its folder writable"
+        "The {name} {database} cannot be opened.", "make the file and its folder writable"
     ),
-    "readonly database": Fault(
-        "The MLflow database {database} cannot be written.", "make the file and its folder writable"
-    ),
+    "readonly database": Fault("The {name} {database} cannot be written.", "make the file and its folder writable"),
 }
 """Patterns in the texts of SQLite's errors."""
 _NO_LOCKS = Fault(
-    "The file system of {folder} has no file locks, which the MLflow database in it needs.",
-    "set RD3_HOME, or MLFLOW_TRACKING_URI if it is set, to another file system, or mount this one with locks "
-    "(Lustre: `-o flock`)",
+    "The file system of {folder} has no file locks, which the {name} in it needs.",
+    "{move}, or mount this one with locks (Lustre: `-o flock`)",
 )
 TEXTS = {
     **SQLITE,
@@ -96,17 +92,27 @@ STATUSES = {
 """HTTP statuses with a cause of their own."""
 
 
-def sqlite_fault(error: Exception, database: Path) -> Fault:
-    """What is wrong with an SQLite database of MLflow."""
+MLFLOW = {
+    "name": "MLflow database",
+    "elsewhere": "set MLFLOW_TRACKING_URI",
+    "move": "set RD3_HOME, or MLFLOW_TRACKING_URI if it is set, to another file system",
+    "lost": "MLflow will show new runs only",
+    "shared": "a tracking server",
+}
+"""What the texts of :data:`SQLITE` say of MLflow's database."""
+
+
+def sqlite_fault(error: Exception, database: Path, texts: Mapping[str, str] = MLFLOW) -> Fault:
+    """What is wrong with an SQLite database: MLflow's, unless ``texts`` says otherwise."""
     text = str(error)
     if re.search("disk I/O error|is locked|unable to open", text) and (refused := _refused(database.parent)):
         if refused.errno in _WITHOUT_LOCKS and "unable to open" not in text:
-            return _NO_LOCKS.about(folder=database.parent)
+            return _NO_LOCKS.about(folder=database.parent, **texts)
         if is_disk_full(refused) and "unable to open" in text:  # no inode for its journal
             text = "disk is full"
     if fault := fault_in(text, SQLITE):
-        return fault.about(database=database)
-    return Fault(f"Cannot use the MLflow database {database}: {error}.", "check that file, or set MLFLOW_TRACKING_URI")
+        return fault.about(database=database, **texts)
+    return Fault(f"Cannot use the {texts['name']} {database}: {error}.", f"check that file, or {texts['elsewhere']}")
 
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)

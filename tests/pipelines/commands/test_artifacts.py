@@ -98,6 +98,8 @@ def test_verify_lists_damage_and_forgets_it(rd3: Run, home: Path) -> None:
     assert "file manifest.json has sha256" in row["damage"]
     assert [entry.key for entry in entries(home)] == [first.key, second.key]
 
+    assert "`rd3 artifacts verify --forget` removes them" in rd3("verify")[1]
+
     assert rd3("verify", "--grid", "demo")[:2] == (0, "0 intact, 0 damaged\n")
 
     stale = home / "work" / "set" / first.key

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.sweep.storage import _other_version, open_storage
-from rd3.errors import BadValue, StoreError
+from rd3.errors import BadValue, StoreError, StoreUnavailable
 
 
 def test_a_database_by_its_url(tmp_path):
@@ -47,8 +47,19 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path)
 def test_a_locked_database_is_blamed_on_the_process_that_holds_it(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StoreError, match=r"database is locked\. Fix: end the process that holds it \(`fuser FILE`"):
+        with pytest.raises(StoreUnavailable, match=r"studies \S+x\.db is locked by another.*`fuser \S+x\.db` shows it"):
             open_storage(f"sqlite:///{tmp_path / 'x.db'}", "", tmp_path)
+
+
+def test_a_file_that_is_no_database_is_blamed_on_the_option(tmp_path):
+    (tmp_path / "x.db").write_text("of something else\n" * 100)
+    with pytest.raises(StoreError, match=r"studies \S+x\.db: file is not a database.*give another --storage"):
+        open_storage(f"sqlite:///{tmp_path / 'x.db'}", "", tmp_path)
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(BadValue, match=r"There is no folder \S+new, which --storage .* mkdir -p"):
+        open_storage(f"sqlite:///{tmp_path / 'new' / 'x.db'}", "", tmp_path)
 
 
 def test_a_word_that_is_no_place(tmp_path):

@@ -119,7 +119,17 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(dataset, tmp_path, n
     assert not (tmp_path / "parts" / "checkpoint.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_is_reported_and_training_restarts(dataset, tmp_path):
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def one_bit_flipped(content: bytes) -> bytes:
+    middle = 3 * len(content) // 4
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(("damage", "said"), [(cut, "cannot be read"), (one_bit_flipped, "is damaged")])
+def test_a_damaged_checkpoint_is_reported_and_training_restarts(damage, said, dataset, tmp_path):
     recipe = a_recipe("fp32", "convnet", lr=0.005)
     whole = teacher.train(recipe, dataset, tmp_path / "whole")
 
@@ -130,12 +140,12 @@ def test_a_damaged_checkpoint_is_reported_and_training_restarts(dataset, tmp_pat
     with pytest.raises(Stop):
         teacher.train(recipe, dataset, tmp_path / "cut", progress=stop)
     checkpoint = tmp_path / "cut" / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     notes = []
-    cut = teacher.train(recipe, dataset, tmp_path / "cut", progress=lambda fraction, note: notes.append(note))
-    assert any(note.startswith("restarting: checkpoint.safetensors cannot be read") for note in notes)
+    again = teacher.train(recipe, dataset, tmp_path / "cut", progress=lambda fraction, note: notes.append(note))
+    assert any(note.startswith(f"restarting: checkpoint.safetensors {said}") for note in notes)
     assert {name: whole[name] for name in ("correct", "final_loss")} == {
-        name: cut[name] for name in ("correct", "final_loss")
+        name: again[name] for name in ("correct", "final_loss")
     }
 
 
