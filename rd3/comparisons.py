@@ -18,8 +18,9 @@ ALPHA = 0.05
 """Significance level of every verdict."""
 
 NO_SPREAD = 1e-9
-"""Range of differences, in points of accuracy, below which they count as all the same.  That happens by chance where
-accuracies are counts of few images, and a t-test would take it as certain; so it is not tested, unless all are zero."""
+"""Width of the 95 % interval of differences, in points of accuracy, below which they count as all the same.  That
+happens by chance where accuracies are counts of few images, and a t-test would take it as certain; so it is not tested,
+unless all are zero."""
 
 Values = Mapping[str, Mapping[Hashable, float]]
 """Method to seed to accuracy in per cent."""
@@ -47,7 +48,7 @@ class Comparison(NamedTuple):
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
 
         ``equal within noise`` means that no difference was shown; ``equivalent``, that any difference was shown to be
-        smaller than the bound.
+        smaller than the bound, also where there is one.
         """
         if self.adjusted is None:
             return "not tested"

@@ -1,7 +1,7 @@
 """Errors that a user can act on: one sentence of fact, then one fix.
 
-All deliberate errors derive from :class:`RD3Error`; the command line prints the sentence and exits with ``exit_code``.
-The ledger records the ``status`` of the error that ended a recipe.
+All deliberate errors derive from :class:`RD3Error`; ``rd3`` prints the sentence and exits with ``exit_code``.  The
+``status`` of the error that ended a recipe is in the log of trials and a tag of its MLflow run.
 """
 
 from __future__ import annotations

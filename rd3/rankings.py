@@ -22,9 +22,9 @@ class RankingAgreement(NamedTuple):
 
     tau: float
     bootstrap: tuple[float, float] | None
-    """Percentile interval over resampled seeds; None with fewer than :data:`LEAST` seeds, like what follows."""
+    """Percentile interval over seeds that are drawn anew; None with fewer than :data:`LEAST` seeds."""
     interval: tuple[float, float] | None
-    """Simultaneous interval: the rankings that the paired tests leave possible."""
+    """Simultaneous interval: the rankings that the paired tests leave possible; None like ``bootstrap``."""
     same: int
     """Pairs of methods in the same order in both settings, both orders significant."""
     opposite: int
@@ -52,7 +52,8 @@ def average_ranks(blocks: Sequence[Mapping[str, float]]) -> AverageRanks:
     methods = list(blocks[0]) if blocks else []
     if len(blocks) < 2 or len(methods) < 2 or any(set(block) != set(methods) for block in blocks):
         raise BadValue(
-            f"Average ranks got {len(blocks)} blocks, expected at least 2 of the same methods.",
+            f"Average ranks got {len(blocks)} blocks of {len(methods)} methods, expected at least 2 of the same two "
+            "or more methods.",
             "leave out incomplete blocks",
         )
     scores = np.array([[block[name] for name in methods] for block in blocks], dtype=np.float64)
@@ -81,7 +82,7 @@ def rank_intervals(values: Values) -> dict[str, tuple[int, int]]:
 
 
 def rank_bootstrap(scores: NDArray[np.float64], draws: int = 2000, confidence: float = 0.95) -> NDArray[np.int64]:
-    """Percentile intervals of each method's rank over resampled seeds: (2, methods), lowest and highest rank.
+    """Percentile intervals of each method's rank over seeds that are drawn anew: (2, methods), lowest and highest rank.
 
     ``scores``: (seeds, methods), paired by seed.  The interval describes how far ranks move with the seeds.  It is not
     a confidence interval: where methods are close, it leaves out the true rank of the extreme ones too often, which
@@ -96,7 +97,7 @@ def ranking_agreement(first: Values, second: Values, *, draws: int = 2000) -> Ra
     """Kendall's tau (tau-a: a tied pair counts zero) between the rankings by mean in two settings, with intervals.
 
     Both settings need the same methods, at least two; seeds that all methods have in both settings count.  The
-    bootstrap resamples seeds jointly for all methods and both settings; like :func:`rank_bootstrap` it describes.  The
+    bootstrap draws seeds jointly for all methods and both settings; like :func:`rank_bootstrap` it describes.  The
     simultaneous ``interval`` holds the true tau with a probability of at least 95 %: pairs of methods that
     Holm's correction over both settings separates in both are fixed, and every other pair may go either way.
     """

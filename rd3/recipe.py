@@ -393,6 +393,7 @@ class SetRecipe(Recipe):
     """Key of the set with the initial images; None for methods that start from noise or need no initial images."""
     precision: Literal["fp32", "bf16"] = "fp32"
     set_seed: int | None = None
+    """None for an imported set."""
     content: str | None = None
     """Content digest of an imported set; None for a generated set."""
 

@@ -1,8 +1,8 @@
 """Named random streams derived from one seed.
 
 ``generator(seed, "augment", 3)`` depends only on its arguments: streams with different names are independent, and a
-stream does not depend on earlier draws.  Names contain no slash.  Code in ``rd3`` touches global generators only
-inside the context managers of this module, which restore them.
+stream does not depend on earlier draws.  Names contain no slash.  Code in ``rd3`` touches torch's global
+generators only inside the context managers of this module, which restore them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from rd3.lazy import torch  # imported when first used
 
 BIGGEST_SEED = 2**63 - 1
-"""Of grid files and the command line: more does not fit into the tables of results."""
+"""The largest seed of grid files and the command line: more does not fit into the tables of results."""
 
 
 def derive(seed: int, *names: object) -> int:

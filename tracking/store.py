@@ -14,7 +14,7 @@ from tracking.ledger.identity import identity
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 from tracking.runs import artifacts
-from tracking.runs.fields import Fact, note, origin, set_input, span_ms
+from tracking.runs.fields import Fact, input_set, note, origin, span_ms
 from tracking.runs.runs import Tracker
 from tracking.runs.students import record_student, upload_student
 
@@ -62,7 +62,7 @@ class TrackedStore:
             kept = run.finish(
                 entry,
                 folder,
-                set_input=set_input(recipe, self.find),
+                input_set=input_set(recipe, self.find),
                 note=note(recipe, self.find, origin(entry, source) if source else ""),
                 end_ms=end,
                 tags={"rd3.imported": source} if source else None,

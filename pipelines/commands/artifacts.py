@@ -1,4 +1,4 @@
-"""``rd3 artifacts``: verify the files behind the ledger, delete unused ones, copy and move them."""
+"""``rd3 artifacts``: verify the files behind the ledger, delete unused ones, copy them, rewrite their addresses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def verify(
     from tracking.store import TrackedStore
     from tracking.upkeep.verify import check_entries
 
-    here = session()
+    here = writing_session() if forget else session()
     store = TrackedStore(here)
     chosen = wanted(store.ledger, here, keys, grid)
     tagged, uncompared = compared_digests(here) if chosen else ({}, "")
@@ -88,7 +88,7 @@ def _without_runs(here: Session, run_ids: Collection[str]) -> str:
     if not missing:
         return ""
     return (
-        f"; {missing} without a run in MLflow, deleted or newer than its database: "
+        f"; {missing} without a run in MLflow, deleted, or lost when its database was restored from a backup: "
         "`rd3 artifacts push FOLDER --tracking sqlite:///NEW.db` writes all with new runs"
     )
 
@@ -106,13 +106,11 @@ def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]
 
 
 def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
-    """(kind, key) of the entries that command-line arguments select, parents before children."""
+    """(kind, key) of the entries that command-line arguments select."""
     from pipelines.grid.expand import expanded
     from tracking.upkeep.verify import everything
 
-    if keys:
-        return [ledger.resolve_any(key) for key in keys]
-    found = everything(ledger)
+    found = [ledger.resolve_any(key) for key in keys] if keys else everything(ledger)
     if grid is None:
         return found
     recipes = expanded(grid, here).recipes
@@ -157,7 +155,7 @@ def collect_garbage(
 
 @app.command("fetch")
 def fetch(
-    keys: Annotated[list[str], typer.Argument(help="Keys or key prefixes of sets, teachers or evaluations.")],
+    keys: Annotated[list[str], typer.Argument(help="Keys or key prefixes of results.")],
     out: Annotated[
         Path | None, typer.Option(help="Copy to DIR/<kind>-<key> (default: print the path of the cached files).")
     ] = None,
@@ -240,13 +238,12 @@ def relocate_files(
 @app.command("rebuild")
 def rebuild_ledger() -> None:
     """Restore ledger entries from MLflow, for every finished run whose files still exist."""
-    from tracking.ledger.ledger import Ledger
     from tracking.runs.runs import Tracker
     from tracking.upkeep.rebuild import rebuild
 
-    place = writing_session()
-    Tracker(place).check()
-    rebuilt = rebuild(Ledger(place.artifacts), place)
+    here = writing_session()
+    Tracker(here).check()
+    rebuilt = rebuild(here.ledger, here)
     console.print(f"{rebuilt.added} entries restored")
     for run in rebuilt.without_entry:
         console.print(f"skipped: finished run {run} in MLflow has no entry.json", soft_wrap=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Annotated
 
 import typer
 
 from pipelines.commands._show import console
-from pipelines.settings import session
+from pipelines.settings import writing_session
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +28,7 @@ def calibrate(
     from tracking.ledger import calibrations
     from tracking.ledger.object_store import open_objects
 
-    objects = open_objects(session().artifacts)
+    objects = open_objects(writing_session().artifacts)
     found = measured(device or hardware().kind)
     name = calibrations.keep(objects, found)
     if as_json:
@@ -36,13 +37,14 @@ def calibrate(
     unit = "one GPU" if found.kind == "cuda" else "one thread"
     console.print(
         f"{found.device}, torch {found.torch}, {unit}: {found.fp32 / 1e9:,.0f} GFLOP/s at fp32, "
-        f"{found.bf16 / 1e9:,.0f} at bf16, {found.bytes / 1e9:,.1f} GB/s, {1000 * found.step_s:.1f} ms a step; "
-        f"`precision: auto` is {found.auto}",
+        f"{found.bf16 / 1e9:,.0f} at bf16, {found.bytes / 1e9:,.1f} GB/s, "
+        f"{1000 * found.step_s:.1f} ms of overhead a step; `precision: auto` is {found.auto}",
         soft_wrap=True,
     )  # fmt: skip
     console.print(
-        f"{found.runs} runs; networks deviate from these rates by a factor of {found.rates.spread:.1f} "
-        f"(two standard deviations); {len(found.networks)} pairs of network and precision have their own rate",
+        f"{found.runs} timed trainings, which deviate from these rates by a factor of up to "
+        f"{math.exp(2 * found.residual):.1f} (two standard deviations); {len(found.networks)} pairs of network and "
+        "precision have their own rate",
         soft_wrap=True,
     )  # fmt: skip
     console.print(f"stored as {objects.root}/{name}", soft_wrap=True)

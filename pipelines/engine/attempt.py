@@ -34,7 +34,7 @@ from rd3.recipe import SetRecipe, from_json
 from rd3.store import STUDENT, Entry, ReadableStore, check_files, write_atomically
 from tracking.ledger.object_store import open_objects
 from tracking.runs import artifacts
-from tracking.runs.fields import note, set_input
+from tracking.runs.fields import input_set, note
 from tracking.runs.students import upload_student
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
             entry = yield from _generate(job, recipe, store, progress, unfinished)
         trial_log.append(home, "made", job.kind, job.key, attempt=number)
         if job.recorded is None:
-            entry = run.finish(entry, set_input=set_input(recipe, store.find), note=note(recipe, store.find))
+            entry = run.finish(entry, input_set=input_set(recipe, store.find), note=note(recipe, store.find))
         else:
             entry = _student_uploaded(job, entry, progress)
         if unfinished is not None:

@@ -21,15 +21,15 @@ class Packs:
         self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
 
     def companions(self, first: Queued, at_a_time: int, alone: Collection[Key]) -> list[EvaluationRecipe]:
-        """Evaluations to be trained together with ``first``, where ``at_a_time`` such trials run in parallel.
+        """Evaluations to be trained with ``first``, just taken from the queue, where ``at_a_time`` such trials run.
 
         ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
         that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at
-        most that part of ``SIZE``, so that a GPU never holds more than ``SIZE`` students.  Where several trials run in
-        parallel, the planned time of its members together is at most :meth:`RecipeQueue.long_s`, so that a long pack
-        is not left over at the end.
+        most that part of ``SIZE``, so that packs never put more than ``SIZE`` students on a GPU.  Where several trials
+        run in parallel, the planned time of its members together is at most :meth:`RecipeQueue.long_s`, so that a long
+        pack is not left over at the end.
         """
-        if first.key in alone or not isinstance(first, Recipe):
+        if first.key in alone or not isinstance(first, Recipe):  # shares of sets are queued, too
             return []
         most = math.floor(SIZE * min(1.0, self._queue.demand(first.key).gpus or 1.0))
         room = min(most, math.ceil((len(self._queue.ready) + 1) / at_a_time)) - 1

@@ -161,8 +161,12 @@ def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str
 
 
 def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
+    seen = {os.path.realpath(root)}  # a link may lead back
+    for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not is_litter(name) and not (name in read and Path(folder) == root)]
+        targets = {name: os.path.realpath(Path(folder, name)) for name in folders}
+        folders[:] = [name for name in folders if targets[name] not in seen]
+        seen.update(targets.values())
         within = os.path.relpath(folder, root) in depths
         for name in files:
             if is_litter(name) or (name in read and Path(folder) == root):

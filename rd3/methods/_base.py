@@ -175,7 +175,7 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Published settings by dataset, its parent, its resolution (``32px``) or ``default``, with their ``source``.
 
-    Rows are those of ``rd3/methods/presets/*.yaml``, which hold them for methods that ship with RD3.
+    Empty: the rows of ``rd3/methods/presets/<method>.yaml``, if there is that file.
     """
     seeded: ClassVar[bool] = True
     """Whether a set depends on its set seed; if not, it is planned with set seed 0 alone."""
@@ -261,9 +261,9 @@ class Published(NamedTuple):
     source: str
     """Where the authors state them."""
     nearest: bool
-    """True if the authors give no settings for this dataset and those of the nearest one are used."""
+    """True if the authors give no settings for this dataset; those of the nearest one are used if they give any."""
     reduces: dict[str, float]
-    """Settings whose preset is below the published value (digits), with the published value."""
+    """Settings whose preset is below the published value, as on the dataset ``digits``, with the published value."""
 
 
 def presets_of(method: str) -> dict[str, dict[str, Any]]:
@@ -278,7 +278,7 @@ def _shipped_presets(method: str) -> dict[str, dict[str, Any]]:
 
 
 def published(method: str, info: DatasetInfo, ipc: int | None = None) -> Published:
-    """The preset of a method for a dataset (or for the dataset it is a subset of), from ``presets/<method>.yaml``.
+    """The preset of a method for a dataset (or for the dataset it is a subset of), from :func:`presets_of`.
 
     A row's ``at_ipc`` holds what differs at an IPC, values or their source, and applies if ``ipc`` equals it.
     """
@@ -326,12 +326,17 @@ def _check_name(method: str, setting: str) -> None:
 def reductions(
     method: str, info: DatasetInfo, settings: Settings, ipc: int | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Counted settings that are below the published value at this IPC, as (used, published)."""
-    preset = published(method, info, ipc)
+    """Counted settings that are below the published value at this IPC, as (used, published).
+
+    What a preset leaves out is published as the default of the setting.
+    """
+    cls, preset = METHODS.get(method), published(method, info, ipc)
+    if not preset.source:  # the authors state no settings
+        return {}
     reference = {**preset.values, **preset.reduces}
     cut: dict[str, tuple[float, float]] = {}
-    for name in METHODS.get(method).counted:
-        used, expected = getattr(settings, name), reference.get(name)
-        if expected is not None and used < expected:
+    for name in cls.counted:
+        used, expected = getattr(settings, name), reference.get(name, cls.Settings.model_fields[name].default)
+        if used < expected:
             cut[name] = (used, expected)
     return cut

@@ -1,6 +1,8 @@
 """Networks for teachers and students: the architecture of each name at each resolution, and how to build it.
 
-``networks.yaml`` is the table, ``architectures/`` the code.  Names, notes and errors need no import of torch.
+``networks.yaml``, registered by ``table.py``, is the table, ``architectures/`` the code.  Its names, notes and errors
+need no import of torch.  ``extent``, ``forward_cost`` and ``state_shapes`` give size and cost without weights;
+``folded`` merges batch normalisation into convolutions.
 Other packages add networks with :func:`register_network` and the entry-point group ``rd3.models``.
 """
 

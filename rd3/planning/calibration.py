@@ -60,6 +60,7 @@ class Calibration(Frozen):
     residual: float = Field(ge=0)
     """Root mean square of ln(measured / fitted) over the runs, without these factors; 0.4 is an error of 40 to 50 %."""
     runs: int = Field(ge=1)
+    """Timed trainings: one for each network, batch size and precision."""
     measured_at: str
     """UTC."""
 

@@ -82,6 +82,7 @@ class Case:
 
 def judged(claim: Claim, results: Results) -> Judged:
     """The verdict on a claim, with a row for each of its cases."""
+    # With planned ones, so that the first setting and the first method are the grid's own.
     cases = list(_CASES[claim.test](claim, by_place(results.scores, planned=True)))
     bound = EQUIVALENCE_MARGIN if claim.test == "better" else None
     found = judge([case.tested for case in cases], bound)
@@ -101,7 +102,7 @@ def _better(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterat
     for place, methods in places.items():
         for one, other in itertools.product(methods, methods):
             if methods[one].method in claim.better and methods[other].method in claim.than:
-                values = _difference(methods[one], methods[other])
+                values = _difference(*_by_seed(methods[one], methods[other]))
                 yield Case(place, f"{one} − {other}", (values,), (values,), (methods[one], methods[other]))
 
 
@@ -109,9 +110,11 @@ def _same_ranking(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> 
     for first, place in _changes(places):
         common = [name for name in places[first] if name in places[place]]
         for one, other in itertools.combinations(common, 2):
-            compared = [places[at][name] for at in (first, place) for name in (one, other)]
-            values = (_difference(*compared[:2]), _difference(*compared[2:]))
-            yield Case(place, f"{one} − {other}: first setting, here", values, values, tuple(compared))
+            compared = tuple(places[at][name] for at in (first, place) for name in (one, other))
+            by_set = several_sets(compared)
+            before, after = (_difference(*_by_seed(*pair, by_set=by_set)) for pair in (compared[:2], compared[2:]))
+            values = (before, after)
+            yield Case(place, f"{one} − {other}: first setting, here", values, values, compared)
 
 
 def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
@@ -143,9 +146,8 @@ def _changes(places: Mapping[Place, Mapping[str, Score]]) -> Iterator[tuple[Plac
             yield base, place
 
 
-def _difference(one: Score, other: Score) -> list[float]:
-    """First minus second for each shared seed."""
-    first, second = _by_seed(one, other)
+def _difference(first: Values, second: Values) -> list[float]:
+    """First minus second for each seed."""
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
@@ -155,20 +157,22 @@ def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list
     That is, a method's change by another setting, and its difference from the first method under the first setting.
     """
     values_after, values_before, values_base = _by_seed(after, before, base)
-    change = [a - b for a, b in zip(values_after, values_before, strict=True)]
-    return change, [a - b for a, b in zip(values_before, values_base, strict=True)]
+    return _difference(values_after, values_before), _difference(values_before, values_base)
 
 
-def _by_seed(*scores: Score) -> list[list[float]]:
-    """Accuracies of each score on the seeds that all share, in one order of the seeds."""
-    by_set = several_sets(scores)
+def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
+    """Accuracies of each score on the seeds that all share, in one order of the seeds.
+
+    ``by_set``: whether these are set seeds; None: if any of the scores has several.
+    """
+    by_set = several_sets(scores) if by_set is None else by_set
     values = [by_unit(score, by_set) for score in scores]
     shared = [seed for seed in values[0] if all(seed in one for one in values)]
     return [[one[seed] for seed in shared] for one in values]
 
 
 def _names(places: Sequence[Place]) -> dict[Place, str]:
-    """Names of the places' settings, by the fields in which these differ."""
+    """Names of the places' settings, by the fields in which these differ; the one without changes is the first."""
     differ = [name for name in Setting._fields if len({getattr(place.setting, name) for place in places}) > 1]
     texts = {place: [_field(place.setting, name) for name in differ] for place in places}
     base = "first setting" if differ else ""
@@ -182,10 +186,10 @@ def _field(setting: Setting, name: str) -> str:
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:
     place = case.place
-    count = len(case.shown[0])
+    counts = list(dict.fromkeys(map(len, case.shown)))  # the settings of an unfinished grid may have unequal ones
     points = "; ".join(map(_points, case.shown))
     p_values = [_p_text(found.adjusted), _p_text(found.equivalent)]
-    seeds = f"{count} {case.unit if count != 1 else case.unit.removesuffix('s')}"
+    seeds = f"{' and '.join(map(str, counts))} {case.unit if counts != [1] else case.unit.removesuffix('s')}"
     return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
 
 

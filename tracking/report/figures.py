@@ -1,7 +1,7 @@
 """Charts of scores as SVG bytes: accuracy by method and IPC, sensitivity to a field, accuracy against cost.
 
 Figures are drawn without pyplot and its global state.  The colours are the colour-blind safe palette of Okabe and Ito
-with two additions of different lightness; every method also has its own marker.
+with two additions of different lightness, its yellow left out; each method has a colour and marker that no other has.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from rd3.component import changes_text, plain_text, value_by_name
 from rd3.errors import BadValue
 from rd3.protocol import EvalProtocol
+from rd3.values import neutral_values
 from tracking.report.paper import names
 from tracking.report.scores import Score, Summary
 from tracking.report.tables import ResultTable, top1_text
@@ -81,6 +82,7 @@ def rendered(figure: Figure, name: str) -> bytes:
     text = re.sub(rf'<g id="{TIP}([0-9a-f]+)">', _with_title, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    # style.css takes the width from --width.
     text = re.sub(r'<svg (?=.*?\bwidth="([^"]+)")', r'<svg role="img" style="--width: \1" ', text, count=1)
     return text.encode()
 
@@ -188,7 +190,9 @@ def _value(score: Score, field: str) -> Any:
     if field == "image_steps" and score.image_steps is not None:
         return score.image_steps
     value = value_by_name(score.resolved, field) if score.resolved else score.varied.get(field)
-    if value is None and field in EvalProtocol.model_fields:
+    if value is None and field not in score.resolved:  # a field that did not exist yet
+        value = neutral_values(EvalProtocol).get(field)
+    if value is None and field in ("label_top_k", "label_epochs"):
         return "all"
     return value if isinstance(value, int | float | str) else plain_text(value)
 
@@ -196,8 +200,8 @@ def _value(score: Score, field: str) -> Any:
 def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tuple[Any, Score]]]:
     """Map line labels to points (value, score), in order of the value.
 
-    A line has one method, dataset and IPC, at the base point and where only ``field`` was varied.  Equal values give
-    one point; points without a result are left out.
+    A line has all that :func:`_line` names, at the base point and where only ``field`` was varied.  Equal values give
+    one point, the base point first; points without a result are left out.
     """
     varied = {_line(score, field) for score in scores if list(score.varied) == [field]}
     shown = [
@@ -205,7 +209,8 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
         for score in scores
         if score.top1 is not None and _line(score, field) in varied and list(score.varied) in ([], [field])
     ]
-    distinct = [i for i in range(8) if len({_line(score, field)[i] for score in shown}) > 1 or i == 0]
+    fields = list(zip(*(_line(score, field) for score in shown), strict=True))
+    distinct = [i for i, values in enumerate(fields) if len(set(values)) > 1 or i == 0]
     lines: dict[str, dict[Any, Score]] = {}
     for score in sorted(shown, key=lambda score: bool(score.varied)):
         label = ", ".join(filter(None, (_line(score, field)[i] for i in distinct)))
@@ -335,8 +340,8 @@ def cost_chart(scores: Sequence[Score], *, name: str = "cost") -> bytes:
     """Mean top-1 accuracy against the time of generating the set (log scale), one point per method and IPC.
 
     A panel per unit of time: CPU seconds, and seconds on each kind of GPU.  A dotted line leads to the time without
-    preparation, where there was any.  The grey line is the Pareto front of a panel's means.  Raises :class:`BadValue`
-    if no result has both.
+    preparation (that of the parents of a set), where there was any.  The grey line is the Pareto front of a panel's
+    means.  Raises :class:`BadValue` if no result has both.
     """
     units: dict[str, list[Score]] = {}
     for score in scores:
@@ -413,12 +418,15 @@ def panels_chart(
     }
     with matplotlib.rc_context(STYLE):
         figure, grid = _panels(list(panels), 2.7, 2.5, least=6.2, more=0.8)
-        for axes, lines in zip(grid, panels.values(), strict=True):
+        for place, (axes, lines) in enumerate(zip(grid, panels.values(), strict=True)):
             for label, points in lines.items():
                 axes.plot([point[0] for point in points], [point[1] for point in points], **looks[label])
             axes.set_xlabel(x)
             axes.set_ylabel(y)
             axes.label_outer()
+            if place + 3 >= len(grid):  # the lowest of its column, also above an empty place
+                axes.set_xlabel(x)
+                axes.xaxis.set_tick_params(labelbottom=True)
             _grid(axes, "y")
         _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
         return rendered(figure, name)

@@ -1,10 +1,11 @@
-"""Contact sheets of a report: the images of the first set of each method, dataset and IPC, with class names."""
+"""Contact sheets of a report: the images of the first set of each score, with class names."""
 
 from __future__ import annotations
 
 import base64
 import io
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +33,26 @@ class Sheet:
 
 
 def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[Sheet]:
-    """The contact sheet of the first set of each method, dataset and IPC."""
-    sheets: dict[str, Sheet] = {}
+    """The contact sheet of the first finished set of each score, in order; a set of several scores is shown once."""
+    firsts: dict[str, Score] = {}
     for score in found:
-        key = score.sets[0] if score.sets else None
-        if key is not None and key not in sheets and find("set", key) is not None:
-            sheets[key] = _sheet(score, key, fetch)
-    return list(sheets.values())
+        key = next((key for key in score.sets if find("set", key) is not None), None)
+        if key is not None:
+            firsts.setdefault(key, score)
+    teachers: dict[str, set[str]] = defaultdict(set)
+    for score in firsts.values():
+        teachers[_title(score)].add(score.teacher)
+    return [
+        _sheet(_title(score) + (f", {score.teacher}" if len(teachers[_title(score)]) > 1 else ""), score, key, fetch)
+        for key, score in firsts.items()
+    ]
 
 
-def _sheet(score: Score, key: str, fetch: Fetch) -> Sheet:
-    title = f"{method_text(score)}, {score.dataset}, IPC {score.ipc}"
+def _title(score: Score) -> str:
+    return f"{method_text(score)}, {score.dataset}, IPC {score.ipc}"
+
+
+def _sheet(title: str, score: Score, key: str, fetch: Fetch) -> Sheet:
     spent = seconds_text(score.generation_s)
     mean = ", a mean over the sets" if len(score.sets) > 1 else ""
     caption = f"set {key[:12]}" + (f", generated in {spent} {score.generation_unit}{mean}" if spent else "")
@@ -76,4 +86,5 @@ def _classes_of_rows(picture: bytes, score: Score) -> tuple[str, ...]:
     except RD3Error:  # a dataset that is registered on another machine
         return ()
     rows = rows_of_sheet(Image.open(io.BytesIO(picture)).size, score.ipc)
+    # The picture of an imported set may have another layout.
     return names[:rows] if rows is not None and rows <= len(names) else ()

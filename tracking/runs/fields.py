@@ -127,7 +127,7 @@ def cell_facts(cell: Mapping[str, Any], *, of_set: bool = False) -> dict[str, Fa
     return facts | ({"changed": changed} if changed else {})
 
 
-def set_input(recipe: Recipe, find: Find) -> dict[str, Any] | None:
+def input_set(recipe: Recipe, find: Find) -> dict[str, Any] | None:
     """The set of an evaluation as an input of its MLflow run; None for other recipes, and if its entry is missing."""
     entry = find("set", recipe.set) if isinstance(recipe, EvaluationRecipe) else None
     if entry is None:

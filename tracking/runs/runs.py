@@ -331,7 +331,7 @@ class OpenRun:
         folder: Path,
         *,
         curve: list[dict[str, float]] | None = None,
-        set_input: Mapping[str, Any] | None = None,
+        input_set: Mapping[str, Any] | None = None,
         note: str = "",
         end_ms: int | None = None,
         tags: Mapping[str, str] | None = None,
@@ -339,7 +339,7 @@ class OpenRun:
         """Upload ``folder``, log the metrics and end the run as FINISHED; returns the entry with run and artifact.
 
         The call is idempotent, so it can be repeated after a failure of the server.  ``curve`` defaults to the folder's
-        ``curve.parquet``.  ``set_input`` (for evaluations: ``name``, ``digest``, ``source``, and other keys as the
+        ``curve.parquet``.  ``input_set`` (for evaluations: ``name``, ``digest``, ``source``, and other keys as the
         profile) becomes the run's dataset in MLflow, ``note`` (Markdown) its description.  ``end_ms``: when it ended
         (default: now).  ``tags``: more tags.
         """
@@ -355,7 +355,7 @@ class OpenRun:
             ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
             self.tracker.log(self.run_id, points=points, parameters=ran, tags={**(tags or {}), **own})
             if isinstance(self.recipe, EvaluationRecipe):
-                self._log_set(set_input or {}, self.recipe)
+                self._log_set(input_set or {}, self.recipe)
             # Logged last and complete, because the ledger can be rebuilt from these files.
             client.log_text(self.run_id, self.tracker.entry_text(entry), "entry.json")
             client.set_terminated(self.run_id, "FINISHED", end_time=end_ms)

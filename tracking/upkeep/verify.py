@@ -30,7 +30,7 @@ class Checked(NamedTuple):
 
 
 def everything(ledger: Ledger) -> list[tuple[str, Key]]:
-    """(kind, key) of all entries, parents before children."""
+    """(kind, key) of all entries, by kind in the order of :data:`rd3.recipe.KINDS`."""
     return [(kind, key) for kind in KINDS for key in sorted(ledger.keys(kind))]
 
 
@@ -54,6 +54,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]
         entry = existing(store, kind, key)
         recipe = read_recipe(entry.recipe)
         label = recipe.label()
+        # key_of, since an entry of an older format is intact under its former key.
         if (recipe.kind, key_of(entry.recipe), entry.key) != (kind, key, key):
             raise DataCorrupt(f"The entry holds the recipe {recipe.kind} {recipe.key[:12]}.")
         compare(entry, tagged)

@@ -35,7 +35,7 @@ class FakeRun:
     def __init__(self, bench: Bench):
         self.bench, self.ends, self.broken = bench, bench.ends, bench.run_breaks
 
-    def finish(self, entry: Entry, folder: Path, *, set_input: Any = None, note: str = "") -> Entry:
+    def finish(self, entry: Entry, folder: Path, *, input_set: Any = None, note: str = "") -> Entry:
         assert f"made from teacher resnet18 digits, key `{TEACHER[:12]}`" in note
         self._answer()
         self.ends.append("finished")

@@ -20,7 +20,7 @@ from rd3.recipe import Data, EvaluationRecipe, Normalisation, Recipe, Robustness
 from rd3.store import Entry, FolderStore, sha256_files
 from tracking.ledger.ledger import Ledger
 from tracking.report.publish import publish_tables
-from tracking.runs.fields import cell_facts, note, parent_facts, set_input
+from tracking.runs.fields import cell_facts, input_set, note, parent_facts
 from tracking.runs.runs import Tracker
 
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
@@ -93,7 +93,7 @@ def computed(session: Session, tmp_path: Path, store: FolderStore) -> None:
         facts = parent_facts(recipe, ledger.find) | cell_facts(dict(CELL), of_set=recipe is SET)
         run = tracker.begin(recipe, facts, experiment_id=experiment, parent_run_id=grid)
         described = note(recipe, ledger.find)
-        ledger.add(run.finish(entry, folder, set_input=set_input(recipe, ledger.find), note=described))
+        ledger.add(run.finish(entry, folder, input_set=input_set(recipe, ledger.find), note=described))
         store.put(entry.sealed(), folder)
 
 

@@ -120,6 +120,11 @@ def test_files_that_are_not_read_are_counted(tmp_path):
         (base / name).touch()
     expected = "2 .gif, 2 .png outside the class folders, 1 without a suffix"
     assert unread(base, ["toy0", "toy1", "toy2"]) == f"5 files below {base} are not read: {expected}"
+    (base / "toy3").symlink_to(set_folder(tmp_path / "other") / "toy0")
+    (tmp_path / "other" / "toy0" / "a.txt").touch()
+    (tmp_path / "other" / "toy0" / "back").symlink_to(base)
+    assert (unread(base, ["toy0", "toy1", "toy2", "toy3"]) or "").startswith("6 files")
+    (base / "toy3").unlink()
     with pytest.warns(UserWarning, match="5 files below .* are not read"):
         import_folder(base, TOY, tmp_path / "out")
 

@@ -77,6 +77,14 @@ def test_reductions_count_work_alone():
     assert reductions("rded", cifar10, fewer) == {"mipc": (30, 300), "num_crop": (1, 5)}
 
 
+@pytest.mark.parametrize(("name", "published_steps"), [("minimax", 50), ("d4m", 50), ("mgd3", 50)])
+def test_settings_that_a_preset_leaves_out_are_published_as_their_defaults(name, published_steps):
+    woof = dataset_info("imagewoof")
+    assert reductions(name, woof, resolve_settings(name, woof, 10)) == {}
+    fewer = resolve_settings(name, woof, 10, {"steps": 40})
+    assert reductions(name, woof, fewer) == {"steps": (40, published_steps)}
+
+
 def test_a_preset_may_differ_at_an_ipc_and_overrides_win():
     cifar10, cifar100 = dataset_info("cifar10"), dataset_info("cifar100")
     batches = {ipc: resolve_settings("edc", cifar10, ipc).batch_size for ipc in (1, 10, 50)}

@@ -68,6 +68,13 @@ def test_the_same_ranking_compares_each_setting_with_the_first():
     assert "; +10.0 [" in found[1]["points with 95 % interval"]
 
 
+def test_seeds_of_both_settings_are_said_where_one_has_fewer():
+    claim = Claim(text="The ranking survives.", test="same ranking")
+    base = {"random": RANDOM, "rded": RDED}
+    (row,) = rows(claim, results(base, {name: tops[:3] for name, tops in base.items()}))
+    assert row["seeds"] == "4 and 3 student seeds"
+
+
 def test_the_evaluation_against_the_methods():
     claim = Claim(text="The evaluation decides.", test="evaluation")
     base = {"random": RANDOM, "rded": RDED}

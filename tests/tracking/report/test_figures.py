@@ -109,6 +109,20 @@ def test_image_steps_stand_at_those_of_the_result_and_none_means_all():
     assert [value for value, _ in points] == [3, "all"]
 
 
+def test_a_field_that_is_newer_than_a_result_has_its_neutral_value():
+    older = {"loss": {"kl": {}}}
+    given = [_score(resolved=older), _score(varied={"ema": 0.99}, resolved=older)]
+    ((_, points),) = figures.sensitivity_lines(given, "ema").items()
+    assert [value for value, _ in points] == [0.0, 0.99]
+
+
+@pytest.mark.parametrize(("panels", "labelled"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 3), (7, 3)])
+def test_the_lowest_panel_of_each_column_has_the_labels_of_its_axis(panels, labelled):
+    svg = figures.panels_chart({f"p{i}": {"line": [(0, 0), (700, 1)]} for i in range(panels)}, x="epochs", y="loss")
+    assert _text(svg).count("epochs") == labelled
+    assert _text(svg).count("600") == labelled
+
+
 def test_lines_are_told_apart_by_what_differs():
     given = [
         _score(method, ipc, varied=varied)

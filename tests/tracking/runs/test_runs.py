@@ -161,10 +161,10 @@ def test_the_run_of_an_evaluation_and_its_retry(tracker: Tracker, experiment_id:
     seen = {"name": "rded cifar10 ipc1", "digest": "d" * 64, "source": "file:///somewhere", "images": 10}
     again = tracker.begin(recipe, FACTS | {"protocol": "alias", "new": 1.5}, experiment_id=experiment_id, attempt=2)
     assert again.run_id == run.run_id
-    again.finish(entry, tmp_path / "out", curve=CURVE, set_input=seen)
+    again.finish(entry, tmp_path / "out", curve=CURVE, input_set=seen)
     before = {name: points(tracker, run.run_id, name) for name in ("top1_pct", "loss", "lr", "train_top1_pct")}
     third = tracker.begin(recipe, FACTS, experiment_id=experiment_id, attempt=2)
-    third.finish(entry, tmp_path / "out", curve=CURVE, set_input=seen)
+    third.finish(entry, tmp_path / "out", curve=CURVE, input_set=seen)
     assert {name: points(tracker, run.run_id, name) for name in before} == before
 
     shown = tracker.client.get_run(run.run_id)
