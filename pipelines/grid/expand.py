@@ -161,7 +161,12 @@ def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Ex
     Resolved with the user's own datasets, teachers and protocols.  Raises as :func:`load_grid` and :func:`expand` do.
     """
     catalog = Catalog.of(session)
-    return expand(load_grid(source, catalog), catalog)
+    grid = load_grid(source, catalog)
+    try:
+        return expand(grid, catalog)
+    except GridErrors as error:
+        source = grid.name if isinstance(source, Mapping) else str(source)
+        raise GridErrors(source, error.problems) from None
 
 
 def expand(grid: Grid, catalog: Catalog) -> Expansion:

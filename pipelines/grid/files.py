@@ -67,7 +67,7 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
     source = _own_name(str(source))
     full = _full(source)
     name, text, document = read_named(full or source, _folder(), "grid")
-    return checked(partial(check_document, small=full is not None), document, name, text, catalog)
+    return checked(partial(check_document, small=full is not None), document, name, text, catalog, source=source)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -125,12 +125,24 @@ def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
     return checked(check_document, read_located(text), name, text, catalog)
 
 
-def checked(check: Check[T], document: Located, name: str, text: str, catalog: Catalog | None, what: str = "Grid") -> T:
-    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes."""
+def checked(
+    check: Check[T],
+    document: Located,
+    name: str,
+    text: str,
+    catalog: Catalog | None,
+    *,
+    what: str = "Grid",
+    source: str = "",
+) -> T:
+    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes.
+
+    ``source``: what the user called it, such as the path of a file, by which errors name it (default: ``name``).
+    """
     unreadable = bool(document.problems) and document.data is None
     found = None if unreadable else check(document, name, text, catalog or Catalog())
     if found is None or document.problems:
-        raise GridErrors(name, sorted(document.problems, key=lambda problem: problem.line or 0), what)
+        raise GridErrors(source or name, sorted(document.problems, key=lambda problem: problem.line or 0), what)
     return found
 
 

@@ -28,7 +28,7 @@ def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
     name, text, document = read_named(source, _folder(), "sweep")
-    return checked(check_sweep, document, name, text, catalog, what="Sweep")
+    return checked(check_sweep, document, name, text, catalog, what="Sweep", source=str(source))
 
 
 def parse_sweep(text: str, name: str, catalog: Catalog | None = None) -> Sweep:

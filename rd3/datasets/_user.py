@@ -502,7 +502,8 @@ def _measured(records: Records, info: DatasetInfo, say: Say) -> Normalisation:
         image = fit_size(image, info.test_resize, info.resolution)
         values = planes(image).reshape(3, -1).astype(np.float64) / 255
         sums, squares = sums + values.mean(axis=1), squares + (values**2).mean(axis=1)
-    for note in eight_bit_notes(low, high, f"pixels of {len(chosen)} training images"):
+    read = f"{len(chosen)} of {len(records)}" if len(chosen) < len(records) else str(len(chosen))
+    for note in eight_bit_notes(low, high, f"pixels of {read} training images"):
         say(note)
     for what, count in dropped.items():
         say(Note(f"{count} of {len(chosen)} training images have {what}", doubtful=what in DOUBTFUL))

@@ -110,7 +110,7 @@ class RowsFile:
             with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise DataCorrupt(f"{self.path} is not a complete Parquet file: {reason}.", _REMEDY) from None
 
 

@@ -108,12 +108,12 @@ def _is_secret(parameter: str) -> bool:
 
 
 _CONNECTIONS = {
-    r"certificate has expired": Fault("The TLS certificate of {name} has expired.", "renew it on that server"),
+    r"certificate has expired": Fault("{name} has a TLS certificate that has expired.", "renew it on that server"),
     r"[Hh]ostname mismatch|IP address mismatch|certificate is not valid for|doesn't match": Fault(
-        "The TLS certificate of {name} is for another host name.", "use the host name of the certificate in {address}"
+        "{name} has a TLS certificate for another host name.", "use the host name of the certificate in {address}"
     ),
     r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": Fault(
-        "The TLS certificate of {name} is not trusted here: it is self-signed, or its authority is unknown.",
+        "{name} has a TLS certificate that is not trusted here: it is self-signed, or its authority is unknown.",
         "set {certificates} to a file with the certificate of its authority (PEM)",
     ),
     r"WRONG_VERSION_NUMBER|wrong version number|RECORD_LAYER_FAILURE|record layer failure|HTTP_REQUEST": Fault(
@@ -125,7 +125,9 @@ _CONNECTIONS = {
 }
 """Patterns in the texts of errors and responses."""
 _PROXY_LOOPBACK = Fault(
-    "{name} is on this machine, but requests to it are sent to the proxy {proxy}.", "add {host} to NO_PROXY"
+    "{name} is on this machine, but requests to it are sent to the proxy {proxy} (HTTP_PROXY, HTTPS_PROXY or "
+    "ALL_PROXY).",
+    "add {host} to NO_PROXY",
 )
 _PROXY_PRIVATE = Fault(
     "{name} does not respond through the proxy {proxy}.",

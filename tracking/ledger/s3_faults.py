@@ -127,7 +127,7 @@ ROWS = (
         "ExpiredToken ExpiredTokenException InvalidToken TokenRefreshRequired",
         "The S3 session token for {root} has expired or is invalid ({code}).",
         f"get new credentials (`aws sso login`, or new values of AWS_SESSION_TOKEN, {_KEYS}), "
-        "and unset AWS_SESSION_TOKEN for a permanent key",
+        "unset AWS_SESSION_TOKEN for a permanent key, and run again: finished results are kept",
     ),
     Row(
         "",

@@ -662,7 +662,7 @@ def test_every_mistake_of_a_sweep_is_said_and_nothing_is_written(rd3, home, tmp_
     )
     code, _out, err = rd3("sweep", str(sweep))
     assert code == 2
-    assert "Sweep bad has 3 mistakes" in err
+    assert "bad.yaml has 3 mistakes" in err
     assert "did you mean 'random'?" in err and "The key 'trials' is missing" in err and "There is no choice" in err
     assert state(home) == set()
 
@@ -675,10 +675,10 @@ def test_a_sweep_is_no_grid_and_a_grid_no_sweep(rd3, home, tmp_path):
     for command in ("run", "plan", "status", "report"):
         code, _out, err = rd3(command, str(sweep))
         assert (code, err) == (2, f"BadValue: {sweep} is a sweep, not a grid.\nFix: use `rd3 sweep {sweep}`\n")
-        assert "Grid neither has 3 mistakes" in rd3(command, str(neither))[2]
+        assert f"Grid {neither} has 3 mistakes" in rd3(command, str(neither))[2]
     code, _out, err = rd3("sweep", str(grid))
     assert (code, err) == (2, f"BadValue: {grid} is a grid, not a sweep.\nFix: use `rd3 run {grid}`\n")
-    assert "Sweep neither has 6 mistakes" in rd3("sweep", str(neither))[2]
+    assert f"Sweep {neither} has 6 mistakes" in rd3("sweep", str(neither))[2]
     assert not home.exists()
 
 

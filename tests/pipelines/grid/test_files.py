@@ -514,3 +514,12 @@ def test_traps_of_yaml(new: str, said: str):
 def test_a_decimal_comma_in_a_value_of_its_own():
     found = problems(BASE + "protocol:\n  lr: 1,5e-3\n")["protocol.lr"]
     assert found.endswith('got the text "1,5e-3". write 1.5e-3')
+
+
+def test_a_file_is_called_by_its_path_and_a_grid_by_its_name(tmp_path):
+    path = tmp_path / "drafts [1]" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("name: other\n" + BASE.replace("random", "randm"))
+    with pytest.raises(GridErrors) as caught:
+        load_grid(path)
+    assert str(caught.value).startswith(f"Grid {path} has 1 mistake:")
