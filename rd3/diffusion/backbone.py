@@ -37,7 +37,7 @@ class BackboneManifest(ArtifactManifest):
 
     family: str
     resolution: int
-    """Side of the images that it generates, in pixels."""
+    """Side of the dataset's images, to which what it generates is resized, in pixels."""
     parameters: int
     """Number of trainable values of all its networks."""
     origin: str
@@ -51,7 +51,7 @@ class BackboneManifest(ArtifactManifest):
     ran_precision: str | None = None
     """Precision of the training; None for imported weights."""
     curve: dict[str, list[dict[str, float]]] = {}
-    """Rows of each stage of the training: ``epoch`` from 1, ``loss`` (mean over images)."""
+    """Rows of each stage of the training: ``epoch`` from 1, ``loss`` (mean over batches)."""
 
 
 class Backbone(ABC):

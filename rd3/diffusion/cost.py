@@ -58,6 +58,7 @@ def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
     layers, text, length = config.get("layers", 1), config["text_width"], config.get("length", 77)
     side = latent_side(config["autoencoder"], resolution)
     unet = unet_tally(config["unet"], layers, side, text, length)
+    # 150: rows for the tokens of a local tokenizer, biases and norms, roughly
     encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
     vae = autoencoder_tally(config["autoencoder"], layers, resolution)
     return Sizes(_cost(unet), unet.values + vae.values + encoder, LATENT_CHANNELS * side**2, _cost(vae))

@@ -7,25 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rd3.datasets import DatasetInfo
-from rd3.errors import RD3Error
+from rd3.errors import BadValue, RD3Error
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 from rd3.registry import Registry
+from rd3.values import first_mistake
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
     from rd3.diffusion.backbone import Backbone
 
 Progress = Callable[[float, str], None]
+"""Called with the finished fraction (0-1) and a note."""
 
 
 class DerivationSettings(BaseModel):
-    """Base of a derivation's settings: typed, strict, resolved into the recipe."""
+    """Base of a derivation's settings: typed, immutable, without unknown names, resolved into the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Derive(NamedTuple):
@@ -78,7 +80,10 @@ def register_derivation(name: str, *, version: int) -> Callable[[type[Derivation
 
 
 def derivation_of(recipe: DerivedRecipe) -> tuple[Derivation, Any]:
-    """The derivation of a recipe and its settings; raises :class:`RD3Error` if this is another version of it."""
+    """The derivation of a recipe and its settings.
+
+    Raises :class:`RD3Error` if this is another version of it, and :class:`BadValue` for settings of another release.
+    """
     derivation = DERIVATIONS.get(recipe.step)()
     if derivation.version != recipe.version:
         raise RD3Error(
@@ -86,4 +91,10 @@ def derivation_of(recipe: DerivedRecipe) -> tuple[Derivation, Any]:
             f"{derivation.version}.",
             "plan the grid again",
         )
-    return derivation, derivation.Settings.model_validate(recipe.settings)
+    try:
+        return derivation, derivation.Settings.model_validate(recipe.settings)
+    except ValidationError as error:
+        raise BadValue(
+            f"The recipe has other settings than derivation {recipe.step} takes: {first_mistake(error)}.",
+            "plan the grid again",
+        ) from None

@@ -46,9 +46,10 @@ def sample(
     """Latents (B, C, h, w) of a batch of images.
 
     ``scheduler`` is one of ``backbone.scheduler``, used by this call alone.  ``streams`` are CPU generators, one for
-    each image.  With ``start``, (B, C, h, w), only the last ``strength * steps`` steps run, from these latents with the
-    noise of the first of them (image-to-image); otherwise all steps, from noise.  Raises :class:`BadValue` for guidance
-    without an unconditional model, and for a strength that runs no step.
+    each image; ``members`` are passed on to ``guide``.  With ``start``, (B, C, h, w), only the last
+    ``strength * steps`` steps run, from these latents with the noise of the first of them (image-to-image); otherwise
+    all steps, from noise.  Raises :class:`BadValue` for guidance without an unconditional model, and for a strength
+    that runs no step.
     """
     scheduler.set_timesteps(steps, device=backbone.device)
     times = scheduler.timesteps

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LATENT_CHANNELS = 4
+"""Of the VAE of Stable Diffusion, which DiT uses too, and of the autoencoders that are trained here."""
 _IMAGE_CHANNELS = 3
 _PASSES_PER_OUTPUT = 8
 """Reads and writes per output of a convolution or a linear layer, with its norm, activation and residual; a guess."""

@@ -30,9 +30,10 @@ class LossTargets:
     labels_mixed: torch.Tensor
     """(B,) int64 labels of the images mixed in; equal to ``labels`` without CutMix or MixUp."""
     lam: float | torch.Tensor
-    """Share of the base image (0-1) in mixed images, equal for the whole batch; on CUDA a float32 scalar there."""
+    """Share of the base image (0-1) in mixed images, equal for the whole batch; on CUDA a float32 scalar there, as a
+    number would be frozen in a captured graph."""
     epoch: float | torch.Tensor = 1
-    """Epoch, from 1; on CUDA a float32 scalar on the device."""
+    """Epoch, from 1; on CUDA, as ``lam``, a float32 scalar on the device."""
 
     def split(self, parts: int) -> list[LossTargets]:
         """The targets of ``parts`` parts of the batch, whose sizes differ by one at most."""

@@ -100,7 +100,8 @@ class Context:
     dynamics: Sequence[Dynamics] = ()
     """Recorded trainings, where the recipe names them."""
     backbones: Sequence[Backbone] = ()
-    """Diffusion models, frozen, on ``device``, where the recipe names them; for this set alone."""
+    """Diffusion models, frozen, on ``device``, where the recipe names them; loaded for this set alone, so that the
+    method may change them."""
     derived: Sequence[Path] = ()
     """Folders of what was derived from each of ``backbones``, where the recipe names it."""
     init: SetOnDisk | None = None

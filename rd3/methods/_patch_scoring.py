@@ -37,7 +37,7 @@ class Crops:
     images: Sequence[int]
     """(M) positions in the split from which the set is generated."""
     boxes: torch.Tensor
-    """(M, R, 4) int64: top, left, height, width."""
+    """(M, R, 4) int64: top, left, height, width, in pixels of the original: the image as stored, of any size."""
     size: int
     """Side that a crop is resized to, pixels."""
 
@@ -142,7 +142,7 @@ def _cut_singly(originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
 def _cut_together(
     originals: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor], size: int
 ) -> Iterator[torch.Tensor]:
-    """The same for images of one size in few operations, for GPUs; one box per image at a time."""
+    """The same for images of one size in few operations, for GPUs; as many boxes at a time as there are images."""
     images, flat = torch.stack(list(originals)).float(), torch.cat(list(boxes))
     numbers = torch.arange(len(images), device=images.device).repeat_interleave(len(boxes[0]))
     for some, own in zip(numbers.split(len(images)), flat.split(len(images)), strict=True):

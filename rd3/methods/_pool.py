@@ -42,7 +42,8 @@ class PoolSettings(RecoverySettings):
     patch: int = Field(ge=1)
     """Side of the tiles whose statistics are matched, in pixels of a layer's input."""
     statistics_crop: Literal["pad", "resized", "none"]
-    """Random crop of the training images from which statistics are collected."""
+    """Random crop of the training images from which statistics are collected: ``pad`` after padding by an eighth of the
+    side, ``resized`` as RandomResizedCrop(0.08, 1)."""
     statistics_batch: int = Field(ge=1)
     """Batch size with which statistics are collected."""
 

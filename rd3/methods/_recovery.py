@@ -283,10 +283,14 @@ def optimise(
         with torch.no_grad():
             space.clamp_(images)
         if iteration % _CHECK_EVERY == 0 or iteration == iterations - 1:
-            value = loss.item()
-            if not math.isfinite(value) or (iteration == iterations - 1 and not bool(images.isfinite().all())):
+            value, wrong = loss.item(), ""
+            if not math.isfinite(value):
+                wrong = f"the loss was {value}"
+            elif iteration == iterations - 1 and not bool(images.isfinite().all()):
+                wrong = "pixels were not finite"
+            if wrong:
                 raise Diverged(
-                    f"{where}: the loss was {value} at iteration {iteration + 1} of {iterations} ({last_finite}).",
+                    f"{where}: {wrong} at iteration {iteration + 1} of {iterations} ({last_finite}).",
                     "lower lr or check the teacher",
                 )
             last_finite = f"last finite loss {value:.4g} at iteration {iteration + 1}"

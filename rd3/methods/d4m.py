@@ -105,6 +105,7 @@ class D4M(DiffusionMethod):
         )
 
     def steps_run(self, settings: D4MSettings) -> int:
+        # PNDM, the scheduler of Stable Diffusion 1.5 and of local models, has one timestep more than ``steps``.
         return int(settings.steps * settings.strength) + 1
 
 

@@ -8,6 +8,7 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import AGAIN, require_whole
@@ -25,7 +26,7 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
     require_whole(path)
     fields: dict[str, Any] = {}
     pickled: list[str] = []
-    opened = np.load(path, allow_pickle=False)
+    opened = _opened(path)
     if isinstance(opened, np.ndarray):
         raise BadValue(f"{path.name} holds one array, expected 'images' and 'labels'.", SAVE)
     with opened:
@@ -45,11 +46,21 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
 def read_array(path: Path) -> np.ndarray:
     """Load the array of a ``.npy`` file; pickled objects are refused."""
     require_whole(path)
-    try:
-        found: np.ndarray = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise BadValue(f"{path.name} holds no plain array ({error}).", SAVE) from None
+    found = _opened(path)
+    if not isinstance(found, np.ndarray):
+        with found:
+            names = ", ".join(found.files[:5]) or "nothing"
+        raise BadValue(f"{path.name} is an archive of {names}, expected one array.", SAVE)
     return found
+
+
+def _opened(path: Path) -> np.ndarray | NpzFile:
+    """The array or the archive in a file, whatever its suffix; pickled objects and other formats are refused."""
+    try:
+        opened: np.ndarray | NpzFile = np.load(path, allow_pickle=False)
+    except ValueError:  # whose text advises to unpickle the file
+        raise BadValue(f"{path.name} holds no plain array.", SAVE) from None
+    return opened
 
 
 def _value(array: np.ndarray | bytes) -> Any:

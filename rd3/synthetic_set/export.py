@@ -35,9 +35,12 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     """Write ``folder/<class id>/<k>.png``, readable by :func:`import_folder`; float images are rounded to 8 bits.
 
     Soft labels of the set's own are written as they are, into ``folder/soft_labels.safetensors``.  Raises
-    :class:`BadValue` for a folder with files in it, and :class:`StoreError` if it cannot be written, with nothing left.
+    :class:`BadValue` for a file or a folder with files in it, and :class:`StoreError` if it cannot be written, with
+    nothing left.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise BadValue(f"{folder} is a file, expected a folder.", "choose a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty.", "choose a new folder, so that images are not mixed")
     ids = synthetic_set.manifest.class_ids

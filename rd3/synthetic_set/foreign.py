@@ -52,6 +52,7 @@ IMPORTED = "imported"
 _READERS = {".parquet": read_parquet_file, ".npz": read_array_file}
 """Readers of files that are not torch's, by suffix."""
 _BLOCK_ROWS = 1000
+"""Images in a block of an imported set."""
 _NUMBERS = ("{:05d}", "new{:03d}", "new{:05d}")
 """Names of folders by label: those of RDED, and of SRe2L and what builds on it (CDA, G-VBSM, EDC, CV-DD)."""
 _SOFT_FILES = re.compile(
@@ -259,10 +260,9 @@ def import_tensors(
         found = read(Path(source), dataset.info.num_classes, say)
     else:
         found = read_tensor_file(Path(source), dataset.info.num_classes, say, number)
-    if soft_label_kind is not None and found.soft_label_kind not in (None, soft_label_kind):
-        raise BadValue(
-            f"soft_label_kind is {soft_label_kind!r}, {source} states {found.soft_label_kind!r}.", "correct one of them"
-        )
+    stated = found.soft_label_kind if soft_labels is None else None  # a file states that of its own soft labels
+    if soft_label_kind is not None and stated not in (None, soft_label_kind):
+        raise BadValue(f"soft_label_kind is {soft_label_kind!r}, {source} states {stated!r}.", "correct one of them")
     return _imported(
         found.images,
         found.labels,
@@ -273,7 +273,7 @@ def import_tensors(
         clip=clip,
         order=found.order,
         soft_labels=found.soft_labels if soft_labels is None else soft_labels,
-        soft_label_kind=soft_label_kind or found.soft_label_kind,
+        soft_label_kind=soft_label_kind or stated,
         say=say,
     )
 

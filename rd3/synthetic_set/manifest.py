@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,11 +111,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataMissing(
             f"{folder} holds no {MANIFEST}, so the synthetic set is not complete.", "generate it again, which resumes"
         )
+    raw = path.read_bytes()
+    _check_format(raw, path)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(raw)
     except ValidationError as error:
         fix = "delete the folder and generate or import the set again"
         raise DataCorrupt(f"{path}: {first_mistake(error)}.", fix) from None
-    if manifest.format > FORMAT:
-        raise DataCorrupt(f"{path} has format {manifest.format}, this version reads up to {FORMAT}.", "upgrade rd3")
-    return manifest
+
+
+def _check_format(raw: bytes, path: Path) -> None:
+    """Raise for a later format, before its fields are checked, of which this version may not know all."""
+    try:
+        stated = json.loads(raw)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # what else is wrong is said by whoever checks the fields
+    if isinstance(stated, int) and stated > FORMAT:
+        raise DataCorrupt(f"{path} has format {stated}, this version reads up to {FORMAT}.", "upgrade rd3")

@@ -24,6 +24,7 @@ SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
 SOFT_LABEL_KIND = "soft_label_kind"
 """The field that says what soft labels are: ``logits`` or ``probabilities``."""
 _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id2label")
+"""Names of fields that may state which class a label is."""
 
 
 class TensorFile(NamedTuple):
@@ -97,9 +98,9 @@ def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], 
     return described(file, fields[images], fields[labels], beside | dict(notes), classes, say)
 
 
-def _field_of(fields: Mapping[str, Any], accepted: tuple[str, ...]) -> str | None:
-    """The field with the first of these names, in any case."""
-    return next((name for one in accepted for name in fields if name.lower() == one), None)
+def _field_of(fields: Mapping[Any, Any], accepted: tuple[str, ...]) -> Any:
+    """The field with the first of these names, in any case; None if there is none.  Fields may be numbers."""
+    return next((name for one in accepted for name in fields if str(name).lower() == one), None)
 
 
 def _several(fields: Mapping[Any, Any]) -> list[Any]:

@@ -78,15 +78,15 @@ class MinimaxFineTuning(Derivation):
             tuning.restore(earlier.tensors)
             losses = earlier.counters.curve
             stopwatch.include(earlier.counters.wall_s, earlier.counters.process_s)
-        started, before_now = time.perf_counter(), len(losses)
-        for epoch in range(before_now, settings.epochs):
+        started, first = time.perf_counter(), len(losses)
+        for epoch in range(first, settings.epochs):
             note = f"epoch {epoch + 1}/{settings.epochs}"
             losses.append(tuning.epoch(epoch, within_epochs(progress, epoch, settings.epochs, note)))
             if not math.isfinite(losses[-1]):
                 raise Diverged(f"The loss of the fine-tuning became {losses[-1]} in epoch {epoch + 1}.", "lower lr")
             so_far = Counters(losses, **stopwatch.spent())
             write_tensors(out / CHECKPOINT, recipe.key, "fp32", tuning.state(), so_far)
-            left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1 - before_now)
+            left_s = (settings.epochs - epoch - 1) * (time.perf_counter() - started) / (epoch + 1 - first)
             progress((epoch + 1) / settings.epochs, f"{note}, loss {losses[-1]:.4f}, {duration(left_s)} left")
         tuning.finish()
         after = backbone.transformer.state_dict()
@@ -100,4 +100,5 @@ class MinimaxFineTuning(Derivation):
         return 3 * settings.epochs * info.train_count * forward
 
     def file_bytes(self, settings: MinimaxTuning, info: DatasetInfo, backbone: BackboneRecipe) -> int:
+        # An upper bound: scales fold into weights of the first half of the blocks, and the rest that changes is small.
         return sizes_of(backbone).file_bytes // 2

@@ -150,10 +150,8 @@ class DiT(Backbone):
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
         betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-        if name in (
-            None,
-            "ddpm",
-        ):  # with this spacing its timesteps, 0 to 999, are those of DiT's own sampler
+        if name in (None, "ddpm"):
+            # With this spacing its timesteps, 0 to 999, are those of DiT's own sampler.
             return DDPMScheduler(**betas, variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")
         # Both step from a timestep to the next one of the sequence with this spacing, not with linspace.
         if name == "ddim":

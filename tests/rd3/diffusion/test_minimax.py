@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from rd3.datasets import Roots, open_dataset
+from rd3.diffusion.derivation import derivation_of
 from rd3.diffusion.derivations.minimax import MinimaxFineTuning, MinimaxTuning
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.minimax import FineTuning, Memories, insert_scales, merge_scales, trained_parameters
+from rd3.errors import BadValue
 from rd3.recipe import Data, DerivedRecipe
 
 LAYERS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.2")
@@ -118,6 +121,15 @@ def recipe(info, tmp_path) -> DerivedRecipe:
         data=Data(name="digits", fingerprint=digits.fingerprint), classes=info.classes, resolution=32,
         step="minimax", version=1, settings={}, backbone="0" * 64,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"warmth": 1}, "warmth: Extra inputs"), ({"lr": math.inf}, "lr: Input should be a finite number")],
+)
+def test_settings_of_another_release_and_infinite_ones_are_refused(recipe: DerivedRecipe, settings, message: str):
+    with pytest.raises(BadValue, match=f"other settings than derivation minimax takes: {message}"):
+        derivation_of(recipe.model_copy(update={"settings": settings}))
 
 
 def test_a_derivation_writes_what_changed_and_no_more(dit: DiT, recipe: DerivedRecipe, tmp_path):

@@ -178,6 +178,16 @@ def test_a_loss_that_is_not_finite_names_iteration_and_last_finite_loss():
         )  # fmt: skip
 
 
+def test_pixels_that_are_not_finite_after_the_last_step_are_said_to_be_so():
+    with pytest.raises(
+        Diverged, match=r"here: pixels were not finite at iteration 2 of 2 \(last finite loss 0 at iter"
+    ):
+        optimise(
+            torch.zeros(1, 3, 2, 2), lambda x, t: (0 * x).sqrt().sum() if t else x.sum() * 0, _space(),
+            iterations=2, lr=0.1, betas=(0.5, 0.9), where="here", progress=lambda fraction: None,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(("two_sided", "rolls"), [(False, range(3)), (True, range(-2, 3))])
 def test_views_are_shared_by_the_batch_and_roll_in_range(two_sided, rolls):
     images = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 3, 8, 8)

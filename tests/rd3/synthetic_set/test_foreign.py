@@ -158,6 +158,22 @@ def test_files_that_are_no_sets(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(BadValue, match=r"ends in '\.npy'"):
         _import(tmp_path / "x.npy", tmp_path / "out")
+    torch.save({0: IMAGES, 1: LABELS}, tmp_path / "numbered.pt")
+    with pytest.raises(BadValue, match="holds 0, 1, expected tensors 'images' and 'labels'"):
+        _import(tmp_path / "numbered.pt", tmp_path / "out")
+
+
+def test_files_that_are_no_arrays_by_their_names(tmp_path):
+    save_file({"images": IMAGES, "labels": LABELS}, tmp_path / "set.npz")
+    with pytest.raises(BadValue, match=r"set\.npz holds no plain array\. Fix: save"):
+        _import(tmp_path / "set.npz", tmp_path / "out")
+    np.save(tmp_path / "objects.npy", np.array([None]))
+    with pytest.raises(BadValue, match=r"objects\.npy holds no plain array\. Fix: save"):
+        _import((tmp_path / "objects.npy", tmp_path / "objects.npy"), tmp_path / "out")
+    with (tmp_path / "archive.npy").open("wb") as file:
+        np.savez(file, images=IMAGES.numpy(), labels=LABELS.numpy())
+    with pytest.raises(BadValue, match=r"archive\.npy is an archive of images, labels, expected one array"):
+        _import((tmp_path / "archive.npy", tmp_path / "archive.npy"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -263,6 +279,9 @@ def test_png_there_and_back(opened, tmp_path):
     assert recipe.content == opened.manifest.content
     with pytest.raises(BadValue, match="is not empty"):
         export_png(opened, tmp_path / "png")
+    (tmp_path / "file").touch()
+    with pytest.raises(BadValue, match="file is a file, expected a folder"):
+        export_png(opened, tmp_path / "file")
 
 
 def test_parquet_opens_with_the_datasets_library(opened, tmp_path, monkeypatch):

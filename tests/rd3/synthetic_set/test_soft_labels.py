@@ -152,6 +152,20 @@ def test_a_file_of_soft_labels_that_does_not_say_enough_is_refused(tmp_path):
         import_folder(tmp_path / "png", TOY, tmp_path / "back", say=quiet)
 
 
+def test_what_a_file_says_of_its_soft_labels_is_not_said_of_others(tmp_path):
+    path = tmp_path / "set.pt"
+    torch.save({"images": IMAGES, "labels": LABELS, "soft_labels": LOGITS, "soft_label_kind": "logits"}, path)
+    others = VALUES["probabilities"]
+    for number, kind in enumerate(("probabilities", None)):
+        recipe = import_tensors(
+            path, TOY, tmp_path / str(number), soft_labels=others, soft_label_kind=kind, say=quiet
+        )  # fmt: skip
+        assert recipe.soft_label_kind == "probabilities"
+    assert import_tensors(path, TOY, tmp_path / "own", say=quiet).soft_label_kind == "logits"
+    with pytest.raises(BadValue, match=r"is 'probabilities', .* states 'logits'"):
+        import_tensors(path, TOY, tmp_path / "no", soft_label_kind="probabilities", say=quiet)
+
+
 def test_columns_of_a_folder_follow_its_classes(tmp_path):
     path = exported(tmp_path)
     opened, file = SyntheticSet.open(tmp_path / "set"), load_file(path)["soft_labels"]

@@ -215,6 +215,9 @@ def test_a_manifest_from_the_future_and_wrong_counts(folder):
     _edit(folder, format=99, count=12)
     with pytest.raises(DataCorrupt, match="has format 99"):
         read_manifest(folder)
+    _edit(folder, surprise=1)  # a field that only the later format has
+    with pytest.raises(DataCorrupt, match=r"has format 99, this version reads up to 1\. Fix: upgrade rd3"):
+        read_manifest(folder)
 
 
 def test_class_ids_that_do_not_fit_their_hash(folder):
