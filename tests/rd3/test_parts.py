@@ -228,6 +228,14 @@ def test_altered_and_cut_files_are_refused(tmp_path):
             unpack(out, tmp_path / "back")
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    folder = part(tmp_path / "in", {"notes/\N{SNOWMAN}": b"x"}, index=[])
+    [path] = folder.iterdir()
+    path.write_bytes(path.read_bytes().replace("\N{SNOWMAN}".encode(), b"\xff\xff\xff"))
+    with pytest.raises(DataCorrupt, match=r"results-1.zip: the file is damaged"):
+        unpack(folder, tmp_path / "back")
+
+
 def test_an_entry_that_is_not_what_its_name_says_is_refused(tmp_path):
     recipe = a_set()
     entry = Entry(kind="set", key=recipe.key, recipe=recipe.model_dump(mode="json"), result={})
