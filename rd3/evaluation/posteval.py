@@ -140,7 +140,7 @@ class _Group:
 
 
 class _Teachers(Sequence[nn.Module]):
-    """Frozen copies of an evaluation's teachers, prepared when they are first used."""
+    """Frozen copies of an evaluation's teachers, prepared when they are first used, which cached logits may spare."""
 
     def __init__(
         self,
