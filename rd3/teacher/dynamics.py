@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
@@ -107,14 +107,24 @@ def _table(folder: Path, epoch: int) -> Path:
 
 
 def _drop_unrecorded(out: Path, key: Key, progress: Callable[[float, str], None]) -> None:
-    """Delete a checkpoint if an epoch before it has no file: a machine may be lost between the uploads of the two."""
+    """Delete a checkpoint if an epoch before it lacks its file: a machine may be lost while it uploads them."""
     found = read_checkpoint(out / CHECKPOINT, lambda fraction, note: None)
     if found is None or found.key != key:
         return
-    lacking = [epoch for epoch in range(len(found.counters.curve)) if not _table(out / EPOCHS, epoch).is_file()]
+    lacking = [epoch for epoch in range(len(found.counters.curve)) if not _is_whole(_table(out / EPOCHS, epoch))]
     if lacking:
-        progress(0.0, f"restarting: what was recorded in epoch {lacking[0] + 1} is missing")
+        progress(0.0, f"restarting: what was recorded in epoch {lacking[0] + 1} is missing or damaged")
         (out / CHECKPOINT).unlink()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and has its full length."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError):
+        return False
+    return True
 
 
 def load(folder: Path, key: Key) -> Dynamics:
