@@ -83,8 +83,8 @@ class LogitsStream:
         self._cached, self._device = cached, device
         self._rows = image_steps(recipe.protocol, images)
         self._chunks = math.ceil(steps(recipe.protocol, images) / chunk)
-        setting = digest([cached.content, precision, chunk, bits_of(device)])
-        self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{setting[:VIEWS_DIGITS]}"
+        rest = digest([cached.content, precision, chunk, bits_of(device)])
+        self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{rest[:VIEWS_DIGITS]}"
         self._number = 0  # of the next chunk
         self._rows_left = self._rows
         self._layout: list[_Logits] = []

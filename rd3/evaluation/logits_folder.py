@@ -1,8 +1,9 @@
 """The folder of cached teacher logits: a disk budget, one writer for each file, and the least recently used go first.
 
-``<home>/logits/<views>-<setting>.logits`` are complete files; those being written end in ``.part`` and are locked by
-their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of the folder is
-held for moments only: while a file is begun, completed or deleted.
+``<home>/logits/<views>-<rest>.logits`` are complete files: the beginning of the key of the :class:`Views`, and a digest
+of all else that decides bits.  Those being written end in ``.part`` and are locked by their writer, so that one that
+crashed leaves a file without a lock, which is never read.  The lock of the folder is held for moments only: while a
+file is begun, completed or deleted.
 """
 
 from __future__ import annotations

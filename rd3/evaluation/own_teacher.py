@@ -34,7 +34,9 @@ NAME = "The teacher"
 _SHAPE_IMAGES = 32
 """Images on which the form of the outputs is checked."""
 _UNIT = KNOWN["none"]
-_ORDER_FIX = (
+_CALLER = 4
+"""Stack level of a warning in :func:`own_teacher` at the line that calls ``evaluate``, which a decorator wraps."""
+_ORDER_FIX = (  # check_order puts the order in place of {order}
     "put the rows of its last layer in the order of dataset.info.class_ids: layer.weight[{order}], and its bias"
 )
 _CHANCE_FIX = (
@@ -83,13 +85,13 @@ def own_teacher(
     better = better_constants(network, given, dataset, device)
     _judge(tested, better, given, dataset, stated=normalisation is not None, allow_chance=allow_chance)
     if exchanged:
-        warnings.warn(exchanged, stacklevel=3)
+        warnings.warn(exchanged, stacklevel=_CALLER)
     if better and better.worth_reporting(normalisation is not None):
         warnings.warn(
             sentence(
                 f"{NAME} may need another input: {better.describe(given)}; {_adapted(better)} if it was trained so"
             ),
-            stacklevel=3,
+            stacklevel=_CALLER,
         )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
     progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
@@ -184,4 +186,4 @@ def _check_logits(network: nn.Module, pixels: torch.Tensor, dataset: Dataset) ->
     if bool(((logits >= 0) & (logits <= 1)).all()):
         if torch.allclose(logits.float().sum(1), torch.ones(count, device=logits.device), atol=1e-2):
             raise BadValue(f"{NAME} returns probabilities, expected logits.", "leave out its softmax")
-        warnings.warn(f"{NAME} returns only values in [0, 1], which are unlikely to be logits.", stacklevel=4)
+        warnings.warn(f"{NAME} returns only values in [0, 1], which are unlikely to be logits.", stacklevel=_CALLER + 1)

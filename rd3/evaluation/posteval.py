@@ -140,7 +140,7 @@ class _Group:
 
 
 class _Teachers(Sequence[nn.Module]):
-    """Frozen copies of an evaluation's teachers, prepared when they are first used."""
+    """Frozen copies of an evaluation's teachers, prepared when they are first used, which cached logits may spare."""
 
     def __init__(
         self,
@@ -264,6 +264,9 @@ def evaluate(
     given = None if isinstance(soft_labels, str) else soft_labels
     if given is not None and teacher is not None:
         raise BadValue("Both a teacher and soft_labels are given.", "leave out one: both label the images")
+    if teacher is None and normalisation is not None:
+        fix = "leave it out, or state constants of the images with normalised="
+        raise BadValue(f"normalisation is {normalisation!r}, but there is no teacher.", fix)
     regime = soft_labels if given is None else "own"
     if teacher is None and regime in ("online", "once", "stored"):
         message = f"soft_labels {regime!r} are those of a teacher, and none was given."
@@ -301,6 +304,7 @@ def evaluate(
                 batch_statistics=resolved.teacher_mode == "batch",
             )
         ]
+    # Nothing is stored under this recipe: digests stand for the keys of the set and the teacher.
     recipe = EvaluationRecipe(
         set=_digest(images, labels) if own is None else digest([_digest(images, labels), own.digest()]),
         teachers=tuple(_digest(*identity(each, normalisation)) for each in teachers),

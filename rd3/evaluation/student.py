@@ -160,6 +160,7 @@ class StudentTraining:
 
     def _plain_step(self, images: torch.Tensor, targets: LossTargets) -> torch.Tensor:
         """A step whose kernels are launched one by one; the loss."""
+        # Batch normalisation needs two images in each part.
         parts = max(1, min(self.recipe.protocol.accumulation_steps, len(images) // 2))
         self._optimizer.zero_grad()
         pairs = zip(images.tensor_split(parts), targets.split(parts), strict=True)

@@ -21,7 +21,8 @@ from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
 
 AHEAD = {"cpu": 256}
-"""Number of images that teachers label at once, by type of device; in eval mode logits do not depend on the batch."""
+"""Number of images that teachers label at once, by type of device, in whole batches; one batch where its statistics
+count (``teacher_mode`` ``batch``)."""
 AHEAD_ELSEWHERE = 1024
 """The same on all other devices."""
 

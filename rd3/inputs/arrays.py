@@ -231,10 +231,10 @@ def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
     if len(shape) == 5:
         return f"join the first two axes, {written}.flatten(0, 1), and give one label for each image"
     if len(shape) == 3:
-        grey = shape[1:] == (side, side)
-        return f"add the axis that is missing: {written}[:, None] for grey images" + (
-            f", {written}[None] for a single one" if grey and shape[0] == 3 else ""
-        )
+        if shape == (side, side, 3):
+            return f"add the axis that is missing: {written}[None]"
+        single = f", {written}[None] for a single one" if shape == (3, side, side) else ""
+        return f"add the axis that is missing: {written}[:, None] for grey images{single}"
     if len(shape) == 2 and shape[1] == 3 * side * side:
         return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
     if shape.count(side) >= 2 and 3 in shape:

@@ -24,12 +24,13 @@ def class_labels(
     """(``count``,) int64 labels in the dataset's class order, and what was found.
 
     ``labels``: integers, whole floats or one-hot rows in an array, a tensor, a sequence or a column of ``datasets``;
-    or class names.  ``order``: the class order that their file states, or their column (:func:`stated_by_column`).
-    Raises :class:`BadValue` or :class:`ClassOrderError`.
+    or class names.  ``order``: the class order that their file states, or their column (:func:`stated_by_column`);
+    names mean the same in any order.  Raises :class:`BadValue` or :class:`ClassOrderError`.
     """
     if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
         raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
-    plain = tensor_of(labels, "labels") if isinstance(labels, torch.Tensor) else _from_rows(labels, info)
+    plain, named = _from_rows(labels, info)
+    order = None if named else order
     given, classes = _shaped(plain, count), len(order.names) if order else info.num_classes
     if given.ndim == 1:  # one-hot rows are exact in any type
         require_exact(labels, "labels", classes, info.name)
@@ -49,20 +50,21 @@ def stated_by_column(labels: Any) -> StatedOrder | None:
     return StatedOrder.read(names, "the column of labels") if names else None
 
 
-def _from_rows(labels: Any, info: ClassList) -> torch.Tensor:
-    """Labels of an array or a sequence as a tensor; names become numbers."""
-    if not (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc"):
+def _from_rows(labels: Any, info: ClassList) -> tuple[torch.Tensor, bool]:
+    """Labels as a tensor, and whether they are names, which become numbers of the dataset's order."""
+    plain = isinstance(labels, torch.Tensor) or (isinstance(labels, np.ndarray) and labels.dtype.kind in "buifc")
+    if not plain:
         rows = rows_of(labels, "labels")
         if rows and all(isinstance(row, (str, bytes)) for row in rows):
             names = [str(row) if isinstance(row, str) else row.decode(errors="replace") for row in rows]
-            return torch.tensor(_by_name(names, info))
+            return torch.tensor(_by_name(names, info)), True
         for place, row in enumerate(rows):
             if row is None or isinstance(row, (str, bytes, dict)):
                 raise BadValue(f"The label of row {place} is {row!r}, expected an integer.", ONE_EACH)
             if _is_boolean(row):
                 raise _booleans()
         labels = rows
-    return tensor_of(labels, "labels")
+    return tensor_of(labels, "labels"), False
 
 
 def _is_boolean(row: Any) -> bool:

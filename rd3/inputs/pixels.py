@@ -32,7 +32,7 @@ _CLIPPED_SHARE = 0.2
 _WHITENED = 0.1
 """Correlation of neighbouring pixels below which images resemble noise or whitened images."""
 _ENOUGH = 1_000_000
-"""Values from which the share is taken."""
+"""Number of values of which ``_CENTRE`` is taken, at most twice as many; torch's quantile takes 16 million at most."""
 _ASK = "(--normalised MEAN/STD or a name; in Python normalised=)"
 
 

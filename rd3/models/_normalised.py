@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from rd3.errors import Unsupported
 from rd3.recipe import Normalisation
 
 
@@ -32,7 +33,7 @@ class NormalisedNetwork(nn.Module):
 
     @functools.cached_property
     def head_name(self) -> str:
-        """Name of the last linear layer."""
+        """Name of the last linear layer; raises :class:`Unsupported` for a network without any."""
         return _last_linear(self.network)
 
     @property
@@ -64,6 +65,9 @@ class NormalisedNetwork(nn.Module):
 
 def _last_linear(network: nn.Module) -> str:
     # Distinct layers in order of registration, which for every network here is the order of use.
-    last: str
-    *_rest, last = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-    return last
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise Unsupported(
+            f"{type(network).__name__} has no linear layer, expected one at its end.", "end it in nn.Linear"
+        )
+    return names[-1]

@@ -46,8 +46,9 @@ class Collector:
     """``kind key`` to the reason, for entries that did not fit, or not with their student, or whose file names fail."""
 
     def __post_init__(self) -> None:
-        self._closed = 0
-        self._open: list[Piece] = []
+        self._closed = 0  # parts that are full and not written again
+        self._open: list[Piece] = []  # the content of the part after these
+        self._written = True  # whether that part has all of `_open`
         self._noted: list[tuple[str, int]] = []
 
     def _entries(self) -> list[Path]:
@@ -56,13 +57,24 @@ class Collector:
         return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def collect(self) -> int:
-        """Update the parts; returns the number of new entries."""
-        fresh = [path for path in self._entries() if path not in self.known]
-        added = sum(self._add(path) for path in fresh)
+        """Update the parts; returns the number of new entries.
+
+        What cannot be read or written does not keep other entries out, and is tried again by the next call; raises its
+        :class:`OSError`.
+        """
+        added = 0
+        failed: OSError | None = None
+        for path in [path for path in self._entries() if path not in self.known]:
+            try:
+                added += self._add(path)
+            except OSError as error:
+                failed = failed or error
         noted = [(path.name, path.stat().st_mtime_ns) for path in self._notes()]
-        if added or noted != self._noted:
-            self._noted = noted
+        if not self._written or noted != self._noted:
             self._write_open()
+            self._written, self._noted = True, noted
+        if failed is not None:
+            raise failed
         return added
 
     def _notes(self) -> list[Path]:
@@ -70,7 +82,17 @@ class Collector:
         return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def _add(self, path: Path) -> bool:
+        """Place a new entry; False if it is left out.  After an :class:`OSError` it is as if it had not been tried."""
+        closed, held = self._closed, list(self._open)
         self.known.add(path)
+        try:
+            return self._placed(path)
+        except OSError:
+            self.known.remove(path)
+            self._closed, self._open = closed, held
+            raise
+
+    def _placed(self, path: Path) -> bool:
         name, raw = f"{path.parent.name} {path.stem}", path.read_bytes()
         entry = Entry.model_validate_json(raw)
         pieces = [*self._pieces(entry), self._document(path, raw)]
@@ -130,6 +152,7 @@ class Collector:
             self._write(self._open)
             self._closed, self._open = self._closed + 1, []
         self._open.append(piece)
+        self._written = False
 
     def _write_open(self) -> None:
         """Write the part that is not full yet, with the notes that fit into it."""

@@ -123,7 +123,7 @@ def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
                 if hashlib.sha256(content).hexdigest() != member.sha256:
                     raise corrupt(f"the sha256 of {member.name} differs from {INDEX}")
                 yield member, content
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise corrupt(f"the file is damaged ({error})") from None
 
 

@@ -15,7 +15,7 @@ SHEET = "contact_sheet.png"
 
 
 def part_of(entry: Entry) -> Path | None:
-    """Path in a study of the Parquet file with the files of an entry; None if they are in ``results.parquet``."""
+    """Path in a study of the Parquet file with an entry's files; None for small ones, in ``results.parquet`` itself."""
     kind = KINDS[entry.kind]
     return Path(kind.plural) / f"{_name(entry)}.parquet" if kind.holds != "curves" else None
 

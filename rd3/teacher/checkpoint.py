@@ -60,7 +60,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) ->
 def averaged_state(
     parameters: Mapping[str, nn.Parameter], averages: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """Weights, their moving averages (in the same order) and the moments of an Adam optimizer, by name."""
+    """Weights of a diffusion model, their moving averages (in the same order) and the moments of Adam, by name."""
     found: dict[str, torch.Tensor] = {}
     for (name, value), average in zip(parameters.items(), averages, strict=True):
         found |= {f"weights.{name}": value, f"average.{name}": average}
@@ -81,6 +81,7 @@ def restore_averaged(
         average.copy_(state[f"average.{name}"])
         for key in (key for key in state if key.rpartition(".")[0] == f"adam.{name}"):
             moment = key.rpartition(".")[2]
+            # AdamW counts steps on the CPU unless it is fused or captured.
             optimizer.state[value][moment] = state[key].to("cpu" if moment == "step" else value.device)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from rd3.errors import DataCorrupt
 from rd3.recipe import Key, TrainingDynamicsRecipe
 from rd3.store import write_atomically, write_curve
 from rd3.teacher.artifact import CURVE
-from rd3.teacher.checkpoint import CHECKPOINT
+from rd3.teacher.checkpoint import CHECKPOINT, read_checkpoint
 from rd3.teacher.training import Observer, fit
 
 FILE = "dynamics.safetensors"
@@ -62,7 +62,7 @@ class Recorder(Observer):
         self.table[:, positions.to(self.table.device)] = torch.stack(margins_and_errors(logits, labels))
 
     def finish(self, epoch: int) -> None:
-        write_atomically(self.folder / f"{epoch:05d}.safetensors", save({"table": self.table.cpu()}))
+        write_atomically(_table(self.folder, epoch), save({"table": self.table.cpu()}))
         self.table.fill_(torch.nan)
 
 
@@ -81,9 +81,10 @@ def record(
     device, out = usable_device(device), Path(out)
     images = len(dataset.labels("fit" if recipe.data.split == "fit" else "train"))
     recorder = Recorder(out / EPOCHS, images, device)
+    _drop_unrecorded(out, recipe.key, progress)
     _network, precision, trained = fit(recipe, dataset, out, device=device, observer=recorder, progress=progress)
-    epochs = [out / EPOCHS / f"{epoch:05d}.safetensors" for epoch in range(len(trained.curve))]
-    margins, errors = torch.stack([load_file(path)["table"] for path in epochs], dim=1)
+    paths = [_table(out / EPOCHS, epoch) for epoch in range(len(trained.curve))]
+    margins, errors = torch.stack([load_file(path)["table"] for path in paths], dim=1)
     named = {"margins": margins.contiguous(), "errors": errors.contiguous()}
     write_atomically(out / FILE, save(named, {"key": recipe.key}))
     write_curve(out / CURVE, trained.curve)
@@ -98,6 +99,32 @@ def record(
         "wall_s": trained.wall_s,
         "process_s": trained.process_s,
     }
+
+
+def _table(folder: Path, epoch: int) -> Path:
+    """The file of an epoch, counted from 0."""
+    return folder / f"{epoch:05d}.safetensors"
+
+
+def _drop_unrecorded(out: Path, key: Key, progress: Callable[[float, str], None]) -> None:
+    """Delete a checkpoint if an epoch before it lacks its file: a machine may be lost while it uploads them."""
+    found = read_checkpoint(out / CHECKPOINT, lambda fraction, note: None)
+    if found is None or found.key != key:
+        return
+    lacking = [epoch for epoch in range(len(found.counters.curve)) if not _is_whole(_table(out / EPOCHS, epoch))]
+    if lacking:
+        progress(0.0, f"restarting: what was recorded in epoch {lacking[0] + 1} is missing or damaged")
+        (out / CHECKPOINT).unlink()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and has its full length."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError):
+        return False
+    return True
 
 
 def load(folder: Path, key: Key) -> Dynamics:

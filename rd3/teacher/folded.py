@@ -69,7 +69,9 @@ def _plain_name(parametrised: str) -> str:
 def _weight_normed(left: dict[str, torch.Tensor]) -> int:
     """Compute weights from their lengths g and directions v (Salimans and Kingma, 2016), in place."""
     old = {name.removesuffix("_g"): ("_g", "_v") for name in left if name.endswith("_g")}
-    new = {name.removesuffix(".original0"): (".original0", ".original1") for name in left if name.endswith("original0")}
+    new = {
+        name.removesuffix(".original0"): (".original0", ".original1") for name in left if name.endswith(".original0")
+    }
     count = 0
     for name, (length, direction) in (old | new).items():
         g, v = left[name + length], left.get(name + direction)

@@ -62,9 +62,9 @@ class Checkpoint:
         parts: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
         for one in _tensors(found):
             parts.setdefault(one.container, {})[one.name] = one.value
-        if not parts:
-            raise DataCorrupt(f"{source} holds no state dict{_instead(found)}.", SAVE)
         plain = {container: folded(tensors) for container, tensors in parts.items()}
+        if not any(one.tensors for one in plain.values()):
+            raise DataCorrupt(f"{source} holds no state dict{_instead(found)}.", SAVE)
         self._said = tuple(dict.fromkeys(sentence for one in plain.values() for sentence in one.said))
         self._tensors = [
             _Tensor(container, name, value) for container, one in plain.items() for name, value in one.tensors.items()

@@ -96,8 +96,8 @@ def fit(
     """Train the recipe's network and return it with the precision, the curve and the time of all attempts.
 
     Resumes from a checkpoint of the same recipe and precision in ``out``, which the caller deletes; every random number
-    is a function of seed and epoch, so the result equals that of an uninterrupted run.  Raises :class:`Diverged` at the
-    first step whose loss is not finite.
+    is a function of seed and epoch, so the result equals that of an uninterrupted run.  Raises :class:`Diverged` after
+    an epoch with a loss that is not finite.
 
     Deviations from torchvision's reference training: ``resized`` crops the dataset's own resized and centre-cropped
     images rather than the files; the learning rate changes at every step; a last batch of a single image is left out.

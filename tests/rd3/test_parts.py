@@ -121,6 +121,30 @@ def test_notes_come_along_in_their_last_state(tmp_path):
     assert not (tmp_path / "back" / "notes" / "huge.bin").exists()
 
 
+def test_what_could_not_be_collected_is_tried_again(tmp_path, monkeypatch):
+    store, out = tmp_path / "store", tmp_path / "out"
+    collector = Collector(store, out, **SMALL)
+    entries = [add(store, seed, {"a": 7_000, "b": 7_000}) for seed in range(3)]
+
+    def full(_source: Path, _target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rd3.parts._collect.os.replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            collector.collect()
+    assert collector.collect() == 2, "the first one, which fitted, waited to be written"
+    hidden = store / "artifacts" / "set" / add(store, 3, {"a": 10}).key
+    hidden.rename(tmp_path / "hidden")
+    entries.append(add(store, 4, {"a": 10}))
+    with pytest.raises(FileNotFoundError):
+        collector.collect()
+    back = FolderStore(unpack(out, tmp_path / "back").store)
+    assert [back.find("set", one.key) for one in entries] == entries
+    (tmp_path / "hidden").rename(hidden)
+    assert collector.collect() == 1 and unpack(out, tmp_path / "again").entries == 5
+
+
 def test_an_entry_of_which_a_part_is_lost_is_named_and_the_others_are_taken(tmp_path):
     store, out = tmp_path / "store", tmp_path / "out"
     large = add(store, 0, {"weights": 30_000})
@@ -202,6 +226,14 @@ def test_altered_and_cut_files_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(DataCorrupt, match=r"results-1.zip"):
             unpack(out, tmp_path / "back")
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    folder = part(tmp_path / "in", {"notes/\N{SNOWMAN}": b"x"}, index=[])
+    [path] = folder.iterdir()
+    path.write_bytes(path.read_bytes().replace("\N{SNOWMAN}".encode(), b"\xff\xff\xff"))
+    with pytest.raises(DataCorrupt, match=r"results-1.zip: the file is damaged"):
+        unpack(folder, tmp_path / "back")
 
 
 def test_an_entry_that_is_not_what_its_name_says_is_refused(tmp_path):

@@ -180,6 +180,19 @@ def test_evaluate_feeds_the_teacher_as_stated(colours):
     assert (stated.final_loss, stated.top1_pct) == (own.final_loss, own.top1_pct)
 
 
+def test_warnings_are_at_the_line_that_calls_evaluate(colours):
+    data = colours()
+    images, labels = data.images("train", range(8)), torch.from_numpy(data.labels("train")[:8])
+    options = {"student": "convnet_d1", "epochs": 1, "precision": "fp32", "batch_size": 4, "normalisation": "none"}
+    network, unit = data.network(KNOWN["imagenet"]), Wraps(data.network(UNIT), lambda logits: (logits / 500).sigmoid())
+    with pytest.warns(UserWarning, match="may need another input") as caught:
+        posteval.evaluate(images, labels, data, network, **options, allow_chance=True)
+    with pytest.warns(UserWarning, match=r"only values in \[0, 1\]") as again:
+        posteval.evaluate(images, labels, data, unit, **options, allow_chance=True)
+    own = [one for one in (*caught, *again) if "The teacher" in str(one.message)]
+    assert len(own) >= 2 and {one.filename for one in own} == {__file__}
+
+
 def test_constants_are_part_of_the_identity_where_they_are_stated(colours):
     data = colours()
     plain, other = data.network(UNIT), Normalisation(mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0))

@@ -621,6 +621,11 @@ BAD = {
         BadValue,
         "soft_labels 'once' are those of a teacher, and none was given",
     ),
+    "constants of nobody": (
+        lambda: posteval.evaluate(IMAGES, LABELS, Fake(), normalisation="imagenet"),
+        BadValue,
+        "normalisation is 'imagenet', but there is no teacher",
+    ),
     "one image": (lambda: run(recipe(), images=IMAGES[:1], labels=LABELS[:1]), BadValue, "needs two"),
     "batch of one": (lambda: run(recipe(batch_size=1)), BadValue, "needs two"),
     "no teacher": (lambda: run(recipe(), []), BadValue, "need a teacher"),

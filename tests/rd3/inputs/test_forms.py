@@ -153,6 +153,7 @@ BAD = [
     (BYTES[..., :16], "images have shape (6, 3, 32, 16)"),
     (BYTES[:, 0], "images[:, None] for grey images"),
     (BYTES[0], "images[None] for a single one"),
+    (HWC[0], "add the axis that is missing: images[None]"),
     (BYTES.flatten(1), "images.reshape(-1, 3, 32, 32)"),
     (BYTES.unflatten(0, (3, 2)), "images.flatten(0, 1)"),
     (np.concatenate([HWC, HWC[..., :1]], 3), "four channels"),

@@ -192,6 +192,17 @@ def test_the_class_order_of_a_file_is_obeyed(tmp_path, field, value):
     assert f"labels renumbered from the class order in mine.pt, field {field!r}" in " ".join(n.text for n in notes)
 
 
+def test_names_are_not_renumbered_by_a_class_order_beside_them(tmp_path):
+    names = [ORDER[label] for label in STATED]
+    torch.save({"images": IMAGES, "labels": names, "classes": ORDER}, tmp_path / "mine.pt")
+    notes = []
+    import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "set", say=notes.append)
+    import_tensors((IMAGES, EXPECTED), TOY, tmp_path / "same")
+    opened = [SyntheticSet.open(tmp_path / name).manifest.content for name in ("set", "same")]
+    assert opened[0] == opened[1]
+    assert not any("renumbered" in note.text for note in notes)
+
+
 def test_the_class_order_in_a_safetensors_header_is_obeyed(tmp_path):
     tensors = {"images": IMAGES, "labels": torch.from_numpy(STATED)}
     save_file(tensors, tmp_path / "mine.safetensors", {"format": "pt", "classes": json.dumps(ORDER)})

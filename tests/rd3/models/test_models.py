@@ -15,6 +15,7 @@ from rd3.errors import UnknownName, Unsupported
 from rd3.models import (
     NETWORKS,
     Cost,
+    NormalisedNetwork,
     build_network,
     forward_cost,
     network_info,
@@ -223,6 +224,8 @@ def test_timm_networks_take_small_images():
 def test_a_network_without_a_linear_head_is_unsupported():
     with pytest.raises(Unsupported, match="linear"):
         build_network("timm:test_nfnet", 0, 32, CONSTANTS)
+    with pytest.raises(Unsupported, match="Conv2d has no linear layer"):
+        _ = NormalisedNetwork(nn.Conv2d(3, 4, 1), CONSTANTS).head
 
 
 def test_a_registered_builder_is_a_network():

@@ -85,6 +85,28 @@ def test_an_interrupted_recording_ends_as_an_undisturbed_one(recorded: Path, tmp
     assert (result["images"], result["epochs"], result["ran_precision"]) == (33, 3, "fp32")
 
 
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_checkpoint_without_what_its_epochs_recorded_is_not_resumed(
+    recorded: Path, tmp_path: Path, left: int
+) -> None:
+    def stop(fraction: float, note: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dynamics.record(RECIPE, TOY, tmp_path, progress=stop)
+    path = tmp_path / "epochs" / "00000.safetensors"
+    head = path.read_bytes()[:left]
+    path.unlink()  # not uploaded yet when the machine was lost
+    if head:
+        path.write_bytes(head)
+    notes: list[str] = []
+    dynamics.record(RECIPE, TOY, tmp_path, progress=lambda fraction, note: notes.append(note))
+    assert notes[0] == "restarting: what was recorded in epoch 1 is missing or damaged"
+    assert notes[1].startswith("epoch 1/3")
+    whole, again = (dynamics.load(folder, RECIPE.key) for folder in (recorded, tmp_path))
+    np.testing.assert_array_equal(whole.margins, again.margins)
+
+
 def test_the_file_of_another_recipe_is_refused(recorded: Path) -> None:
     with pytest.raises(DataCorrupt, match=f"was recorded by recipe {RECIPE.key[:12]}, expected 0123"):
         dynamics.load(recorded, "0123" * 16)

@@ -91,6 +91,7 @@ def test_weights_of_similar_names_are_left_alone():
         "c_orig": torch.ones(2),
         "d_g": torch.ones(3),
         "d_v": torch.ones(2),
+        "original0": torch.ones(2),
     }
     assert folded(plain).tensors.keys() == plain.keys() and folded(plain).said == ()
 

@@ -176,6 +176,7 @@ def test_files_without_a_state_dict_are_said_without_torchs_advice(tmp_path):
         "a pickled .*Small object": Small(),
         "holds no state dict, but .*Small' and 'int' objects": {"net": Small(), "epoch": 3},
         "holds no state dict, it is empty": {},
+        "holds no state dict, but 'Tensor' objects": {"total_ops": torch.ones(1)},
         "holds one int": 3,
     }
     for message, content in contents.items():
