@@ -19,7 +19,15 @@ import torch
 import torchvision
 from PIL import Image
 
-from rd3.datasets import FileSource, Roots, check_order, dataset_fingerprint, dataset_info, open_dataset
+from rd3.datasets import (
+    FileSource,
+    Roots,
+    check_order,
+    dataset_fingerprint,
+    dataset_info,
+    fingerprint_in,
+    open_dataset,
+)
 from rd3.datasets._decode import fit_size
 from rd3.datasets._parquet import shards
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -496,6 +504,8 @@ def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypat
     roots = Roots(tmp_path / "data", tmp_path / "home")
     opened = open_dataset("cifar10", roots)
     assert np.array_equal(opened.images("train", range(40)).numpy(), pixels["data_batch_1"].reshape(-1, 3, 32, 32))
+    pulled = shutil.copytree(folder, tmp_path / "pulled/cifar10")  # `rd3 data pull` has it under this name
+    assert fingerprint_in(pulled, Roots(None, tmp_path / "another home")) == opened.fingerprint
     (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels["test_batch"], "labels": [0] * 10}))
     with pytest.raises(DataCorrupt, match="MD5 differs"):
         open_dataset("cifar10", roots)
