@@ -491,6 +491,7 @@ def perform_blocks(
 
     Once the blocks of all shares are in one such folder, :func:`perform` completes the set there.
     """
+    _refuse_imported(recipe, "rd3 set import")
     context = Context(Part(recipe, Path(out), progress), store, roots, _open_data(recipe, roots), device)
     first, step = blocks
     every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)
