@@ -292,6 +292,7 @@ def _generate_set(recipe: SetRecipe, context: Context) -> Output:
         "generation_process_s": manifest.generation_process_s + before["process_s"],
         **{f"preparation_{unit}": value for unit, value in before.items()},
         "peak_mib": manifest.peak_mib,
+        # a Phase gives its fields in pairs: wall_s and process_s with their seconds
         **{f"{phase}_{unit}": value for phase, spent in manifest.phases.items() for unit, value in spent},
     }
     return result, manifest.content

@@ -476,6 +476,18 @@ def test_imagenette_is_found_within_imagenet(tmp_path):
     assert "split as ImageNet-1K" in opened.info.source and opened.info.train_per_class == 1_289
 
 
+def test_imagenet_without_sorted_test_images_hides_no_imagenette(tmp_path):
+    roots = Roots(tmp_path / "data", tmp_path / "home")
+    empty_images(tmp_path / "data/imagenet1k", {"train": 20})
+    (tmp_path / "data/imagenet1k/val").mkdir()
+    holds = r"imagenet1k holds train, val, which is not a known layout of it\. Fix: rd3 data fetch imagenette"
+    with pytest.raises(DataMissing, match=holds):
+        open_dataset("imagenette", roots)
+    empty_images(tmp_path / "home/data/imagenette", {"train": 20, "val": 10})
+    with pytest.raises(DataCorrupt, match="home/data/imagenette holds 20 training and 10 test images"):
+        open_dataset("imagenette", roots)
+
+
 def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypatch):
     """torchvision's layout; the MD5 sums are those of small stand-ins."""
     folder = tmp_path / "data/cifar10/cifar-10-batches-py"
