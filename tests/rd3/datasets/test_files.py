@@ -123,6 +123,12 @@ def test_the_same_pixels_have_the_same_fingerprint_in_another_container(roots, t
     assert torch.equal(by_class.images("test", range(6)), in_folders.images("test", range(6)))
 
 
+def test_a_fingerprint_is_not_that_of_another_size_that_was_cached(roots):
+    small, larger = Toy(), Toy(resize=40)
+    cached = small.fingerprint(roots)
+    assert larger.fingerprint(roots) == larger.open(roots).fingerprint != cached
+
+
 def test_second_opening_decodes_nothing(roots, monkeypatch):
     first = Toy().open(roots)
     monkeypatch.setattr("rd3.datasets._records.decode", None)
