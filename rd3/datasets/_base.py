@@ -83,7 +83,9 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the data on disk: decoded images for small datasets, encoded files for those decoded on demand."""
+        """Hash of the data on disk: of the decoded images for small datasets; for those decoded on demand, of encoded
+        images, or in class folders of the names and sizes of their files.
+        """
 
     @abstractmethod
     def labels(self, split: Split) -> np.ndarray:
