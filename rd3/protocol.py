@@ -47,7 +47,8 @@ class EvalProtocol(Frozen):
     batch_size: int = Field(ge=1)
     """Images per optimizer step; at most the size of the set."""
     accumulation_steps: int = neutral(1, ge=1)
-    """Parts of a batch whose gradients are accumulated before an optimizer step; batch normalisation sees one part."""
+    """Parts of a batch, of two images or more, whose gradients are accumulated before an optimizer step; batch
+    normalisation sees one part."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``adamw``, or ``sgd`` with momentum ``beta1``."""
     lr: float = Field(default=1e-3, gt=0)
