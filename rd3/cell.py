@@ -30,7 +30,8 @@ class Cell(Frozen):
     setting: str = ""
     """Name of the part of the grid that it belongs to, such as ``+ batch size``; empty if it has none."""
     printed: dict[str, str] = {}
-    """Where the paper prints its accuracy: number of the table to the beginning of a configuration in it; or empty."""
+    """Where the paper prints its accuracy: number of the table to the beginning of a ``config`` in
+    ``paper_results.csv``; or empty."""
     varied: dict[str, Any] = {}
     """The protocol field that a sensitivity study varies, with its value; empty at the base point."""
     overrides: dict[str, Any] = {}

@@ -26,7 +26,7 @@ class Component(Frozen):
             return {"name": value}
         if isinstance(value, Mapping) and len(value) == 1 and not {"name", "settings"} & value.keys():
             [(name, settings)] = value.items()
-            return {"name": name, "settings": settings or {}}
+            return {"name": name, "settings": {} if settings is None else settings}
         return value
 
     @model_serializer

@@ -112,7 +112,7 @@ def _numbers(part: str, text: str) -> tuple[float, ...]:
 
 
 def option(normalisation: Normalisation) -> str:
-    """The shortest text that :func:`constants` reads as these: a name, else ``MEAN/STD``."""
+    """The shortest text that :func:`constants` reads as these: a name, else ``MEAN/STD`` to eight digits."""
     names = (name for name, known in KNOWN.items() if known == normalisation)
     return next(names, _stated(normalisation.mean, normalisation.std))
 

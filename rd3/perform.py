@@ -292,6 +292,7 @@ def _generate_set(recipe: SetRecipe, context: Context) -> Output:
         "generation_process_s": manifest.generation_process_s + before["process_s"],
         **{f"preparation_{unit}": value for unit, value in before.items()},
         "peak_mib": manifest.peak_mib,
+        # a Phase gives its fields in pairs: wall_s and process_s with their seconds
         **{f"{phase}_{unit}": value for phase, spent in manifest.phases.items() for unit, value in spent},
     }
     return result, manifest.content
@@ -491,6 +492,7 @@ def perform_blocks(
 
     Once the blocks of all shares are in one such folder, :func:`perform` completes the set there.
     """
+    _refuse_imported(recipe, "rd3 set import")
     context = Context(Part(recipe, Path(out), progress), store, roots, _open_data(recipe, roots), device)
     first, step = blocks
     every = METHODS.get(recipe.method)().blocks(recipe, context.dataset.info)

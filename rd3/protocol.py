@@ -47,7 +47,8 @@ class EvalProtocol(Frozen):
     batch_size: int = Field(ge=1)
     """Images per optimizer step; at most the size of the set."""
     accumulation_steps: int = neutral(1, ge=1)
-    """Parts of a batch whose gradients are accumulated before an optimizer step; batch normalisation sees one part."""
+    """Parts of a batch, of two images or more, whose gradients are accumulated before an optimizer step; batch
+    normalisation sees one part."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``adamw``, or ``sgd`` with momentum ``beta1``."""
     lr: float = Field(default=1e-3, gt=0)
@@ -465,8 +466,8 @@ def resolve_protocol(
     ``factor`` is the dataset's; ``same_network`` says whether student and label teacher have the same architecture;
     ``set_size`` is |S| in images.  ``student``, ``dataset``, the number of ``classes`` and images per class, ``ipc``,
     are needed if the preset has rules that depend on them.  ``overrides`` are values by name that a grid or a user
-    sets; they take precedence over the preset, but the batch size is still capped at |S|.  Hard labels imply the loss
-    ``ce`` unless one is named; ``image_steps`` implies the epochs.
+    sets; they take precedence over the preset, but the batch size is still capped at |S|.  Hard labels among them imply
+    the loss ``ce`` unless one is named; ``image_steps`` implies the epochs.
 
     Raises :class:`UnknownName` for an unknown name, :class:`BadValue` for an invalid or contradictory value or a fact
     that is not given, and :class:`Unsupported` for an incomplete preset.

@@ -282,7 +282,7 @@ class StatisticsRecipe(Recipe):
     collection: CollectionSettings
     precision: Literal["fp32"] = "fp32"
     seed: int = 0
-    """Seed of crops and flips."""
+    """Seed of the order of images, crops and flips."""
     version: int = 1
 
     def label(self) -> str:

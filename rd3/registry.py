@@ -45,7 +45,7 @@ def _reason(error: BaseException, file_name: str) -> str:
 def _origin(thing: object) -> tuple[object, object]:
     """The file and the name in it that define a class or function; equal for a file that is loaded under two names.
 
-    A network is what builds it.
+    Of a registered network, it is the function that builds it.
     """
     thing = getattr(thing, "build", thing)
     module = getattr(thing, "__module__", "")

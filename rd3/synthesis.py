@@ -76,7 +76,7 @@ def synthesize(
         return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
     blocks = method.blocks(recipe, info)
     writer = SetWriter(out, recipe, info, blocks)
-    (out / MANIFEST).unlink(missing_ok=True)  # of another recipe, or damaged
+    (out / MANIFEST).unlink(missing_ok=True)  # of another recipe
     done = writer.done()  # deletes blocks that are of another recipe or damaged
     if larger is not None:
         its_blocks = method.blocks(read_manifest(larger).recipe_of_set(), info)

@@ -21,13 +21,13 @@ from typing import Any
 
 from rd3.campaign.estimates import UNKNOWN, Estimates
 from rd3.campaign.queue import Queue
-from rd3.campaign.runner import Runner, Stopped, configure_torch
+from rd3.campaign.runner import Runner, Stopped, configure_torch, keep_traceback
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info, dataset_source
 from rd3.device import usable_device
-from rd3.errors import BadValue, DataMissing, RD3Error
+from rd3.errors import BadValue, DataMissing, RD3Error, why
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
@@ -326,6 +326,12 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at
     except (Stopped, KeyboardInterrupt) as end:
         view.line(f"share {chosen.share} is unfinished; run again to resume")
         return 4 if isinstance(end, Stopped) else INTERRUPTED
+    except RD3Error:
+        raise
+    except Exception as error:
+        keep_traceback(error, out)
+        view.line(f"share {chosen.share} {': '.join(why(error))}")
+        return 3
     finally:
         signal.signal(signal.SIGTERM, before)
     view.line(f"share {chosen.share} is in {out / 'result'}")

@@ -1,7 +1,7 @@
 """The queue of a campaign: states and dependencies of its recipes; pure bookkeeping.
 
 A recipe is ``there`` (in the store from the start), ``waiting`` for its parents or its turn, ``running``, to be retried
-(``again``), or it ended: ``done``, ``failed`` (or another status of :mod:`rd3.store`), ``blocked``, ``unfinished``.
+(``again``), or it ended: ``done``, ``failed`` (or another status of :mod:`rd3.errors`), ``blocked``, ``unfinished``.
 Ready recipes are returned in the given order.
 """
 

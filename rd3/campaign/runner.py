@@ -36,7 +36,7 @@ class Progressed(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A recipe ended: ``done``, ``unfinished`` (it was stopped), or a status of :mod:`rd3.store` with the reason."""
+    """A recipe ended: ``done``, ``unfinished`` (it was stopped), or a status of :mod:`rd3.errors` with the reason."""
 
     key: Key
     status: str
@@ -119,6 +119,8 @@ class Runner:
             return Ended(recipe.key, "unfinished")
         except Exception as error:  # any error is this recipe's own; the others still run
             return self._failed(recipe, error)
+        finally:
+            self._release_memory()
         return _done(entry, time.monotonic() - started_at)
 
     def _run_pack(
@@ -170,9 +172,7 @@ class Runner:
         return entry
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
-        text = "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # a disk that is full or not writable, which may be the error itself
-            write_atomically(self.out / recipe.key / FAILURE, text)
+        keep_traceback(error, self.out / recipe.key)
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
@@ -201,7 +201,6 @@ class Runner:
             cached_logits=cached_logits,
         )
         _put(store, entry, out / "result")
-        self._release_memory()
         return entry
 
     def _release_memory(self) -> None:
@@ -209,6 +208,13 @@ class Runner:
         if self.device.startswith("cuda"):
             with contextlib.suppress(RuntimeError):  # the device may be in an unknown state
                 torch.cuda.empty_cache()
+
+
+def keep_traceback(error: Exception, folder: Path) -> None:
+    """Write the traceback of a failure to a recipe's scratch folder."""
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):  # a disk that is full or not writable, which may be the error itself
+        write_atomically(folder / FAILURE, text)
 
 
 def _put(store: FolderStore, entry: Entry, folder: Path) -> None:

@@ -48,7 +48,7 @@ class DatasetInfo(Frozen):
     resolution: int
     """Side of the network input in pixels."""
     test_resize: int
-    """Shorter side of a test image before the centre crop, in pixels."""
+    """Shorter side, in pixels, to which images (training images too) are resized before the centre crop."""
     factor: int
     """Patches per side of an image, in the patch shuffle and in RDED: 1 at 32 and 64 pixels, 2 at 224."""
     normalisation: Normalisation
@@ -83,7 +83,9 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the data on disk: decoded images for small datasets, encoded files for those decoded on demand."""
+        """Hash of the data on disk: of the decoded images for small datasets; for those decoded on demand, of encoded
+        images, or in class folders of the names and sizes of their files.
+        """
 
     @abstractmethod
     def labels(self, split: Split) -> np.ndarray:

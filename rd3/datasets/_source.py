@@ -99,7 +99,8 @@ class Source(ABC):
         """
         which = ["training only"] if training_only else []
         stamp = self.stamp(roots, training_only)
-        lines = [self.info.name, self.info.classes, str(self.info.resolution), *which, *stamp]
+        sizes = f"{self.info.resolution} {self.info.test_resize}"
+        lines = [self.info.name, self.info.classes, sizes, *which, *stamp]
         path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
         known = _read_fingerprint(path)
         if known is not None:

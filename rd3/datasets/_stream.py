@@ -161,6 +161,7 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
         parts = dict(folders)
         fingerprint = content_hash([array for own in folders.values() for array in own.content()], info.class_ids)
     else:
+        # "unpacked 1": version of the format of :func:`_unpack`
         path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.stamp(training_only)])
         tensors, fingerprint = _unpacked(path, info, records)
         parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}

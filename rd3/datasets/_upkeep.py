@@ -15,7 +15,7 @@ from typing import Literal
 from rd3.datasets._base import Roots
 from rd3.datasets._registry import dataset_names, dataset_source
 from rd3.datasets._source import Copy
-from rd3.errors import DataMissing, RD3Error, StoreError, Unsupported
+from rd3.errors import DataMissing, RD3Error, StoreError, Unsupported, is_disk_full
 from rd3.store import write_errors
 
 
@@ -90,6 +90,9 @@ def fetch(name: str, roots: Roots) -> Copy:
     try:
         source.fetch(staging)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and is_disk_full(error):
+            message = f"Download of dataset {name} failed: no space left in {base}."
+            raise StoreError(message, "free space there or choose another home folder") from error
         raise DataMissing(
             f"Download of dataset {name} failed ({type(error).__name__}: {error}).",
             f"{_network_fix(str(error))}, or obtain {name} manually: {source.obtain.format(folder=target)}",

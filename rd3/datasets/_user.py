@@ -1,4 +1,4 @@
-"""Datasets registered by the user: class folders of images, recorded in ``<home>/datasets.json``."""
+"""Datasets registered by the user: class folders or Parquet files, recorded in ``<home>/datasets.json``."""
 
 from __future__ import annotations
 

@@ -34,8 +34,10 @@ class BatchRecords(Records):
     def _read(self) -> Any:
         import torchvision
 
+        official = getattr(torchvision.datasets, self.reader)
+        reader = type(self.reader, (official,), {"base_folder": self.folder.name})
         try:
-            read = getattr(torchvision.datasets, self.reader)(self.folder.parent, train=self.train, download=False)
+            read = reader(self.folder.parent, train=self.train, download=False)
         except RuntimeError as error:
             raise DataCorrupt(
                 f"{self.folder} is not the official archive of {self.info.name}: a file is missing or its MD5 differs.",
@@ -64,11 +66,14 @@ class BatchRecords(Records):
 class _Cifar(FileSource):
     reader: ClassVar[str]
     archive: ClassVar[str]
+    names: ClassVar[str]
+    """The archive's file of class names."""
     fetches = True
 
     def look(self, folder: Path) -> Found | None:
         for place in (folder / self.archive, folder):
-            if place.name == self.archive and place.is_dir():
+            # `rd3 data pull` unpacks the archive's files into a folder that is named after the dataset.
+            if place.is_dir() and (place.name == self.archive or (place / self.names).is_file()):
                 train, test = (BatchRecords(place, self.reader, train, self.info) for train in (True, False))
                 return Found(place, "official archive", train, test)
         return super().look(folder)
@@ -85,6 +90,7 @@ class Cifar10(_Cifar):
 
     reader = "CIFAR10"
     archive = "cifar-10-batches-py"
+    names = "batches.meta"
     folders = (archive,)
     info = DatasetInfo(
         name="cifar10",
@@ -106,6 +112,7 @@ class Cifar100(_Cifar):
 
     reader = "CIFAR100"
     archive = "cifar-100-python"
+    names = "meta"
     folders = (archive,)
     info = DatasetInfo(
         name="cifar100",

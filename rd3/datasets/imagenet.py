@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from rd3.datasets._base import DatasetInfo
@@ -10,6 +11,7 @@ from rd3.datasets._folder import find_folder
 from rd3.datasets._records import Found
 from rd3.datasets._source import Counts, FileSource
 from rd3.datasets._sources import register_dataset
+from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -22,7 +24,9 @@ class _ImageNetFamily(FileSource):
     def look(self, folder: Path) -> Found | None:
         if folder.name == WHOLE and self.info.name != WHOLE:
             # ImageNet-1K's class folders also contain these ten classes; its Parquet files cannot be split by class.
-            return find_folder(folder, self.info, self.test_names)
+            with contextlib.suppress(DataCorrupt, DataMissing):  # not all are there, as before the images were sorted
+                return find_folder(folder, self.info, self.test_names)
+            return None
         return super().look(folder)
 
 

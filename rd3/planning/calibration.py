@@ -58,7 +58,7 @@ class Calibration(Frozen):
     networks: dict[str, float]
     """``"<network> <precision>"`` to measured / fitted time of forward and backward passes."""
     residual: float = Field(ge=0)
-    """Root mean square of ln(measured / fitted) over the runs, without these factors; 0.4 is an error of 40 to 50 %."""
+    """Root mean square of ln(measured / fitted) over the runs, without these factors; 0.4 is a factor of 1.5."""
     runs: int = Field(ge=1)
     """Timed trainings: one for each network, batch size and precision."""
     measured_at: str

@@ -123,7 +123,7 @@ def plan_set(
 
 
 def _recorded(recording: Recording, teacher: TeacherRecipe, about: dict[str, Any]) -> TrainingDynamicsRecipe:
-    """The recipe of a recorded training: that of ``teacher``, on the set's data, which ``about`` states."""
+    """The recipe of a recorded training: that of ``teacher``, with a seed for each run, on the data in ``about``."""
     if teacher.training is None or teacher.seed is None:
         raise Unsupported(f"the training of teacher {recording.role} cannot be recorded, as its weights are imported")
     return TrainingDynamicsRecipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -249,6 +250,26 @@ def test_shares_are_of_one_set(chain, tmp_path, capsys):
     alone = folder_of([one for one in recipes if one.kind == "set"], tmp_path / "alone")
     assert run.main(campaign(alone, "--share", "²/2")) == 2
     assert "--share ²/2 of a set: expected K/N" in capsys.readouterr().err
+
+
+def test_a_share_that_fails_is_said_in_a_line_as_other_failures(chain, tmp_path, monkeypatch, capsys):
+    _first, recipes = chain
+    folder = folder_of([recipes[1]], tmp_path)
+
+    def full(*_given, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device", "00000.safetensors")
+
+    monkeypatch.setattr(perform, "perform_blocks", full)
+    assert run.main(campaign(folder, "--share", "1/2")) == 3
+    assert capsys.readouterr().err.startswith("share 1/2 failed: No space left for 00000.safetensors.")
+    assert "Traceback" in (folder / "out" / recipes[1].key / "failure.txt").read_text()
+
+
+def test_an_imported_set_has_no_shares(chain, tmp_path, capsys):
+    _first, recipes = chain
+    foreign = recipes[1].model_copy(update={"method": "imported", "content": "0" * 64, "set_seed": None})
+    assert run.main(campaign(folder_of([foreign], tmp_path), "--share", "1/2")) == 2
+    assert f"The set {foreign.key[:12]} is imported, not computed." in capsys.readouterr().err
 
 
 def test_a_share_keeps_the_time_limit_and_resumes(chain, tmp_path, capsys):

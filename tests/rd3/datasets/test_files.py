@@ -19,7 +19,15 @@ import torch
 import torchvision
 from PIL import Image
 
-from rd3.datasets import FileSource, Roots, check_order, dataset_fingerprint, dataset_info, open_dataset
+from rd3.datasets import (
+    FileSource,
+    Roots,
+    check_order,
+    dataset_fingerprint,
+    dataset_info,
+    fingerprint_in,
+    open_dataset,
+)
 from rd3.datasets._decode import fit_size
 from rd3.datasets._parquet import shards
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -113,6 +121,12 @@ def test_the_same_pixels_have_the_same_fingerprint_in_another_container(roots, t
     by_class, in_folders = (Toy().open(Roots(tmp_path / name, tmp_path / "home")) for name in ("other", "third"))
     assert by_class.fingerprint == in_folders.fingerprint != first
     assert torch.equal(by_class.images("test", range(6)), in_folders.images("test", range(6)))
+
+
+def test_a_fingerprint_is_not_that_of_another_size_that_was_cached(roots):
+    small, larger = Toy(), Toy(resize=40)
+    cached = small.fingerprint(roots)
+    assert larger.fingerprint(roots) == larger.open(roots).fingerprint != cached
 
 
 def test_second_opening_decodes_nothing(roots, monkeypatch):
@@ -468,6 +482,18 @@ def test_imagenette_is_found_within_imagenet(tmp_path):
     assert "split as ImageNet-1K" in opened.info.source and opened.info.train_per_class == 1_289
 
 
+def test_imagenet_without_sorted_test_images_hides_no_imagenette(tmp_path):
+    roots = Roots(tmp_path / "data", tmp_path / "home")
+    empty_images(tmp_path / "data/imagenet1k", {"train": 20})
+    (tmp_path / "data/imagenet1k/val").mkdir()
+    holds = r"imagenet1k holds train, val, which is not a known layout of it\. Fix: rd3 data fetch imagenette"
+    with pytest.raises(DataMissing, match=holds):
+        open_dataset("imagenette", roots)
+    empty_images(tmp_path / "home/data/imagenette", {"train": 20, "val": 10})
+    with pytest.raises(DataCorrupt, match="home/data/imagenette holds 20 training and 10 test images"):
+        open_dataset("imagenette", roots)
+
+
 def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypatch):
     """torchvision's layout; the MD5 sums are those of small stand-ins."""
     folder = tmp_path / "data/cifar10/cifar-10-batches-py"
@@ -496,6 +522,8 @@ def test_official_cifar_archive_is_checked_before_it_is_read(tmp_path, monkeypat
     roots = Roots(tmp_path / "data", tmp_path / "home")
     opened = open_dataset("cifar10", roots)
     assert np.array_equal(opened.images("train", range(40)).numpy(), pixels["data_batch_1"].reshape(-1, 3, 32, 32))
+    pulled = shutil.copytree(folder, tmp_path / "pulled/cifar10")  # `rd3 data pull` has it under this name
+    assert fingerprint_in(pulled, Roots(None, tmp_path / "another home")) == opened.fingerprint
     (folder / "test_batch").write_bytes(pickle.dumps({"data": pixels["test_batch"], "labels": [0] * 10}))
     with pytest.raises(DataCorrupt, match="MD5 differs"):
         open_dataset("cifar10", roots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -208,6 +209,15 @@ def test_fetch_puts_a_whole_download_in_place(roots, monkeypatch):
     with pytest.raises(Unsupported, match="cannot download"):
         fetch("imagenet1k", roots)
     assert fetch("digits", roots).layout == "scikit-learn"
+
+
+def test_a_download_that_fills_the_disk_is_not_blamed_on_the_network(roots, monkeypatch):
+    def download(self, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rd3.datasets.cifar.Cifar10.fetch", download)
+    with pytest.raises(StoreError, match=f"no space left in {roots.home / 'data'}.*Fix: free space there"):
+        fetch("cifar10", roots)
 
 
 @pytest.fixture
