@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -60,9 +61,10 @@ def rows_here(session: Session) -> Iterator[Row]:
     yield _disk(session.home)
     yield from _tracking(session)
     yield _tried("ledger", session.artifacts, lambda: probe_store(session.artifacts))
-    objects = open_objects(session.artifacts)
-    if objects.folder is None:  # a bucket
-        yield _clock("clock", objects.clock_ahead_s, objects.server())
+    with contextlib.suppress(StoreError):  # of an address that cannot be used, as the row above says
+        objects = open_objects(session.artifacts)
+        if objects.folder is None:  # a bucket
+            yield _clock("clock", objects.clock_ahead_s, objects.server())
     yield from _data(session.roots)
 
 
@@ -209,11 +211,11 @@ def _tracking(place: Place) -> Iterator[Row]:
 def _files_through_tracking(place: Place) -> Row:
     """Check upload and download through MLflow; on failure report RD3's own bucket, if that fails as well."""
     row = _tried("files through tracking", place.tracking_uri, lambda: probe_artifacts(place))
-    objects = open_objects(place.artifacts)
-    if row.state == "ok" or objects.folder is not None:
+    if row.state == "ok":
         return row
     try:
-        if objects.has_credentials():
+        objects = open_objects(place.artifacts)
+        if objects.folder is None and objects.has_credentials():
             check_store(place.artifacts)
     except StoreError as error:
         return row._replace(detail=f"MLflow cannot store files; RD3's bucket, which it may share, fails too: {error}")

@@ -129,11 +129,14 @@ def stderr_apart(log: Path | None) -> Iterator[None]:
         _log.remove(log)
         if not _lost:  # a Ray that is lost goes on writing
             sys.stderr.flush()
+            own = os.fstat(_STDERR)
             os.dup2(terminal, _STDERR)
             sys.stderr.close()
             sys.stderr = before
-            if not log.stat().st_size:
-                log.unlink()
+            with contextlib.suppress(FileNotFoundError):  # another driver with this home may have replaced the file
+                there = log.stat()
+                if not there.st_size and os.path.samestat(there, own):
+                    log.unlink()
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ _QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "86400",
 }
 """The searcher alone limits the number of running trials (Tune allows a custom one a single pending trial by default);
-Tune writes no result files, prints no tables and leaves signals to the driver."""
+Tune writes no result files, prints no tables and leaves signals to the driver; Ray does not change
+``CUDA_VISIBLE_DEVICES`` for tasks without a GPU."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """The HTTP/2 connection preface: a fixed text and an empty SETTINGS frame.  A server responds with its own."""
 _SETTINGS = 4
@@ -222,7 +223,8 @@ def _start(explain: Callable[[Exception], RD3Error], **options: Any) -> None:
         except Exception as error:  # Ray raises a bare Exception for a start that times out
             ray.shutdown()
             for process in local.children("self") - before:  # shutdown ignores a node that did not start
-                os.kill(process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             if last or "timed out during startup" not in str(error):
                 raise explain(error) from None
 
@@ -310,7 +312,7 @@ def _stop() -> None:
 
 
 def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:
-    """:func:`demands` on the current cluster."""
+    """Resources per trial of each kind of recipe (:func:`demands`) on the current cluster."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

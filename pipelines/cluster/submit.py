@@ -60,7 +60,7 @@ class Submission:
     options: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     pull: list[str] = field(default_factory=list)
-    """Datasets that the head node fetches from the artifacts if it does not have them."""
+    """Datasets that the head node pulls from the tracking server if it does not have them."""
     presets: dict[str, bytes] = field(default_factory=dict)
     """The user's own presets in the grid, such as winners of a sweep: name to file content."""
 

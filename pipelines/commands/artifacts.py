@@ -59,9 +59,12 @@ def verify(
         console.print(f"{summary}{uncompared}", soft_wrap=True)
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
-        console.print("removed from the ledger; `rd3 run` regenerates them")
-    elif damaged and not as_json:
-        console.print("`rd3 artifacts verify --forget` removes them from the ledger; `rd3 run` then regenerates them")
+    if damaged and not as_json:
+        console.print(
+            "removed from the ledger; `rd3 run` regenerates them"
+            if forget
+            else "`rd3 artifacts verify --forget` removes them from the ledger; `rd3 run` then regenerates them"
+        )
     if damaged:
         raise typer.Exit(3)
 

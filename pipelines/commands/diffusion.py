@@ -103,7 +103,10 @@ def verify(
     backbone = open_backbone(folder, recipe, workspace.dataset(recipe.data.name).info)
     recorded = BackboneManifest.read(folder).content
     if content_digest(backbone) != recorded:
-        raise DataCorrupt(f"The tensors of backbone {entry.key[:12]} do not have the digest of its manifest.")
+        raise DataCorrupt(
+            f"The tensors of backbone {entry.key[:12]} do not have the digest of its manifest.",
+            "train or import it again",
+        )
     row = {"backbone": entry.key[:12], "tensors": f"as recorded ({recorded[:12]})"}
     if teacher is not None:
         network = workspace.teacher(recipe.data.name, teacher)

@@ -143,7 +143,7 @@ def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> 
 
 
 def show_notes(expansion: Expansion) -> None:
-    """Print the parts of the grid that have no effect."""
+    """Print the parts of the grid, or of the sweep, that have no effect."""
     for note in expansion.notes:
         console.print(note, soft_wrap=True)
 

@@ -59,7 +59,10 @@ def submit(
     max_hours: MaxHoursOption = None,
     cache_logits: CacheLogitsOption = None,
 ) -> None:
-    """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.  Exit codes are those of `rd3 run`."""
+    """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.
+
+    Exit codes are those of `rd3 run`; with --launcher 0, or 1 for any failure.
+    """
     from pipelines.cluster import launcher as launched
     from pipelines.cluster import submit as jobs
     from rd3.errors import BadValue
@@ -183,7 +186,8 @@ def logs(
     if follow:
         raise typer.Exit(_follow(client, where, info.submission_id))
     with jobs.job_errors(where):
-        sys.stdout.write(client.get_job_logs(info.submission_id))
+        text = client.get_job_logs(info.submission_id)
+    sys.stdout.write(text)  # a closed pipe is no error of the cluster
 
 
 @app.command("stop")

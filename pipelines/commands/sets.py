@@ -27,6 +27,7 @@ def list_sets(as_json: JsonOption = False) -> None:
             "dataset": entry.recipe["data"]["name"],
             "ipc": entry.recipe["ipc"],
             "source": entry.made.get("source", ""),
+            # Of an imported set, whose recipe alone names the content.
             "soft_labels": entry.recipe["settings"].get("soft_label_kind", "") if entry.recipe.get("content") else "",
             "generation_process_s": entry.result.get("generation_process_s"),
             "content": (entry.content or "")[:12],

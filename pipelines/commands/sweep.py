@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands._show import console, show_reasons, show_table
-from pipelines.commands.grid import AddressOption, CacheLogitsOption, budget_bytes, show_plan, ui_line
+from pipelines.commands.grid import AddressOption, CacheLogitsOption, budget_bytes, show_notes, show_plan, ui_line
 from pipelines.settings import writing_session
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
         markup=False,
         soft_wrap=True,
     )
+    for subject in found:
+        show_notes(subject.expansion)
     for saw in dict.fromkeys(subject.teacher_saw for subject in found):
         console.print(f"Teacher {asked.teacher}: {saw}.", soft_wrap=True)
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster.local import dead_service, ray_log, watched
-from pipelines.cluster.nodes import check_platform
+from pipelines.cluster.nodes import check_platform, last_line
 from pipelines.cluster.ray import cluster_devices, ray_cluster
 from pipelines.engine.execute import execute
 from pipelines.engine.interrupts import INTERRUPTED, Interrupts
@@ -130,7 +130,7 @@ class SweepRun:
         with self.interrupts as interrupts, self.ledger.lease(self._lease, f"sweep {self.sweep.name}") as lease:
             self.check_lease = lease.check
             self.session = self.session.with_identity(lease.token, f"sweep {self.sweep.name}")
-            self.tracker = Tracker(self.session)
+            self.tracker = Tracker(self.session)  # whose runs have tags of ledger and lease
             try:
                 with self._undisturbed():
                     self._studies()
@@ -195,6 +195,7 @@ class SweepRun:
 
     @property
     def _lease(self) -> str:
+        """Name of the sweep's lease, and of its scratch folder on every machine."""
         return f"sweep-{self.key[:12]}"
 
     def _studies(self) -> None:
@@ -311,7 +312,7 @@ class SweepRun:
             place=self.session,
             given=self._given(recipes),
             known={key: score for key, score in known.items() if score is not None},
-            gpu=cluster_devices()[1] > 0,
+            gpu=watched(cluster_devices)[1] > 0,
             cached_logits=subject.cached_logits(recipes, self.cache_logits_bytes),
         )
 
@@ -446,6 +447,8 @@ def _answer(reference: Any) -> Answer:
     try:
         answer: Answer = ray.get(reference)
         return answer
+    except ray.exceptions.RayTaskError as error:  # before the trial began, as on a node with another version of RD3
+        return Answer(None, {}, last_line(error))
     except ray.exceptions.RayError as error:
         reason = f"its process died {RETRIES + 1} times ({type(error).__name__})"
         return Answer(None, {}, reason)

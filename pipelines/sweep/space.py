@@ -94,6 +94,8 @@ class SpaceCheck:
         self.document.problem(("space", *path), message, fix)
 
     def _dimension(self, field: str, value: Any) -> Dimension | None:
+        if any(path[:2] == ("space", field) for path in self.document.unreadable):  # and reported
+            return None
         before = len(self.document.problems)
         # Fields, settings of losses (`temperature`) and of steps of the augmentation (`flip.probability`).
         known = [name for name in protocol_names() if name != "test_epochs"]
@@ -136,7 +138,7 @@ class SpaceCheck:
                 LOSSES.get(value)
             except RD3Error as error:
                 self._problem((field, *place), error.message, error.fix)
-        elif right and "." in field:
+        elif right and "." in field:  # the base protocol may not have this step of the augmentation
             try:
                 self.resolve({field: value})
             except RD3Error as error:
@@ -159,7 +161,9 @@ class SpaceCheck:
         model = IntegerRangeStructure if kind is int else RangeStructure
         check_structure(self.document, model, value, partial(_in_space, field), "A range", RANGE_SENTENCES)
         for end in ("low", "high"):
-            if end in value:
+            if end in value and value[end] is None:  # which is a value of some fields
+                self._problem((field, end), "Expected a number, got nothing.", "write a number, or give choices")
+            elif end in value:
                 self._value(field, value[end], end)
         if len(self.document.problems) > before:
             return
@@ -175,7 +179,7 @@ class SpaceCheck:
             self._problem(
                 (field, "step"), f"Steps of {step} from {low} to {high} are too many.", "choose a larger step"
             )
-        elif step is not None and not math.isclose((high - low) / step, round((high - low) / step), abs_tol=1e-9):
+        elif step and not math.isclose((high - low) / step, max(1, round((high - low) / step)), abs_tol=1e-9):
             self._problem(
                 (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
             )
@@ -315,7 +319,8 @@ class SpaceCheck:
         points = 1
         for dimension in space:
             if dimension.count is None:
-                fix = "add a step, give a list, or use sampler tpe or random"
+                step = "" if dimension.log else "add a step, "  # a logarithmic range has none
+                fix = f"{step}give a list, or use sampler tpe or random"
                 self._problem((dimension.field,), "Sampler 'grid' does not support continuous ranges.", fix)
                 return
             points *= dimension.count

@@ -144,7 +144,7 @@ def _database(url: str) -> BaseStorage:
         if "table schema" not in str(error):
             raise
         raise _other_version(url, str(error)) from None
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:  # ValueError: the port is no number
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         if file is not None and not isinstance(error, ImportError):
             raise sqlite_fault(RuntimeError(first), file, _STUDIES).error(StoreError, StoreUnavailable) from None

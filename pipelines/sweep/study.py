@@ -79,6 +79,7 @@ def _optuna() -> Any:
 
 
 SAMPLERS: dict[str, Callable[[Sweep, int], BaseSampler]] = {
+    # The liar takes the earlier points of the same batch, which have no scores yet, for poor ones.
     "tpe": lambda _sweep, seed: _optuna().samplers.TPESampler(seed=seed, constant_liar=True),
     "random": lambda _sweep, seed: _optuna().samplers.RandomSampler(seed=seed),
     # The seed shuffles the points, so it must be the same for all trials.

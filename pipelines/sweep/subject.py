@@ -77,7 +77,7 @@ class Subject:
         return [base.model_copy(update={"protocol": protocol, "teachers": soft}) for base in self.bases]
 
     def cached_logits(self, recipes: Sequence[EvaluationRecipe], budget_bytes: int) -> dict[Key, LogitsCache]:
-        """How a trial's evaluations use cached logits: all points that leave the base's views share these."""
+        """How a trial's evaluations use cached logits: all points with the views of the base protocol share them."""
         shared = {Views.of(base).key for base in self.evaluations({})} if budget_bytes else set()
         asking = (one for one in recipes if asks_teachers(one))
         return {one.key: LogitsCache(budget_bytes, wanted=True) for one in asking if Views.of(one).key in shared}

@@ -160,7 +160,7 @@ def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Sc
 
 
 def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
-    """(score, pruned) of an evaluation that is trained now."""
+    """(score, pruned) of an evaluation that is trained now; once more if a file was damaged after its check."""
     curve: dict[int, float] = {}
     began = time.perf_counter()
 

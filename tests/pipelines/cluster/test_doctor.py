@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines.cluster import doctor as checkup
+from pipelines.settings import Session
 from rd3.datasets import Finding, Roots
 from rd3.device import bf16_in_hardware
 from rd3.errors import StoreError, TrackingError
@@ -53,6 +54,19 @@ def test_a_bucket_that_does_not_exist_is_not_blamed_on_mlflow(monkeypatch: pytes
         assert f"{url} has no bucket 'later'. Fix: run `rd3 infra init`" in row.detail
     row = checkup._files_through_tracking(Place("http://x", str(tmp_path), tmp_path))
     assert row.detail == "MLflow at http://x failed: 500 Server Error. Fix: check the server"
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/rd3", "s3://bucket/rd3"])
+def test_an_artifact_root_that_cannot_be_used_is_one_row_among_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio:9000")  # without http://
+    monkeypatch.setattr("rd3.datasets.doctor", lambda _roots: [Finding("digits", "ok", ())])
+    here = Session(f"sqlite:///{tmp_path / 'mlflow.db'}", root, tmp_path)
+    states = {row.what: row.state for row in checkup.rows_here(here)}
+    assert (states["tracking"], states["ledger"], states["data digits"]) == ("ok", "wrong", "ok")
+    monkeypatch.setattr(checkup, "probe_artifacts", lambda _place: None)
+    assert checkup._files_through_tracking(Place("http://x", root, tmp_path)).state == "ok"
 
 
 def test_versions_that_differ():

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from pipelines.cluster import local
-from pipelines.cluster.ray import _not_started, _own_token, check_address, not_joined, ray_cluster
+from pipelines.cluster.ray import _not_started, _own_token, _start, check_address, not_joined, ray_cluster
 from rd3.errors import RD3Error
 
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -126,6 +126,24 @@ def test_the_fix_for_a_ray_that_cannot_start(text: str, fix: str):
     error = _not_started(RuntimeError(text + "\nmore lines"))
     assert error.message == f"Cannot start Ray on this machine: {text}"
     assert fix in error.fix
+
+
+def test_a_process_of_a_failed_start_may_end_before_it_is_killed(monkeypatch: pytest.MonkeyPatch):
+    children = iter([set(), {1234}])
+    monkeypatch.setattr(local, "children", lambda _process: next(children))
+
+    def kill(_process: int, _signal: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", kill)
+
+    def init(**_options: object) -> None:
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(RD3Error, match="Cannot start Ray on this machine: No space left on device"):
+        _start(_not_started)
 
 
 def test_a_process_whose_ray_has_died_starts_no_other(monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli, run_grid
 from pipelines.cluster import launcher, submit
+from pipelines.commands import jobs
 from pipelines.grid.files import load_grid
 from pipelines.settings import ADDRESSES, Session, addresses, driver_secrets
 from rd3.datasets import dataset_source, register
@@ -436,6 +438,18 @@ def test_only_its_whole_id_stops_a_job_of_somebody_else(monkeypatch, word, stopp
     done = CliRunner().invoke(cli.app, ["jobs", "stop", word])
     assert client.stopped == ([stopped] if stopped else [])
     assert (done.exception is None) == (stopped is not None)
+
+
+def test_a_reader_that_leaves_is_not_a_cluster_that_is_away(monkeypatch):
+    """As of `rd3 jobs logs JOB | head`."""
+
+    def closed(_text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(submit, "connect", lambda _address: Jobs())
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=closed))
+    with pytest.raises(BrokenPipeError):
+        jobs.logs("rd3-mine-01")
 
 
 @pytest.mark.parametrize("words", [["--address", "http://head:8265"], ["--no-wait"]])

@@ -28,7 +28,7 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def test_an_imported_model_is_listed_verified_and_planned_with(rd3, home, published, tmp_path):
+def test_an_imported_model_is_listed_verified_and_planned_with(rd3, home, published, tmp_path, monkeypatch):
     code, out, _err = rd3("diffusion", "import", published, "--dataset", "digits", "--role", "mine")
     assert code == 0
     key = re.search(r"backbone (\w{12}): [\d.]+ million parameters, role mine of digits", out)[1]
@@ -38,6 +38,10 @@ def test_an_imported_model_is_listed_verified_and_planned_with(rd3, home, publis
     assert (row["name"], row["dataset"], row["family"], row["made"]) == (key, "digits", "dit", "imported")
     code, out, _err = rd3("diffusion", "verify", key[:8])
     assert (code, "as recorded" in out) == (0, True)
+    with monkeypatch.context() as other:
+        other.setattr("rd3.diffusion.backbone.content_digest", lambda _backbone: "0" * 64)
+        code, _out, err = rd3("diffusion", "verify", key[:8])
+    assert (code, "do not have the digest of its manifest.\nFix: train or import it again" in err) == (2, True)
 
     text = "name: g\ndatasets: [digits]\nipc: [1]\nteacher: resnet18_w16\nmethods: [{minimax: {backbone: mine}}]\n"
     (tmp_path / "grid.yaml").write_text(text)

@@ -129,6 +129,12 @@ def test_each_key_is_checked(key, value, said):
         ("lr: {low: 0.1, high: 1, log: true, step: 0.1}", "space.lr.step (line 9): A logarithmic range has no steps."),
         ("lr: {low: 0.1, high: 1, step: 0}", "space.lr.step (line 9): Expected a number above 0"),
         ("lr: {low: 0.1, high: 1, step: 0.4}", "space.lr.step (line 9): Steps of 0.4 from 0.1 do not reach 1."),
+        ("lr: {low: 0.1, high: 1, step: 5.0e+10}", "space.lr.step (line 9): Steps of 50000000000.0 from 0.1 do not"),
+        ("lr: .inf", "space.lr (line 9): .inf is not a finite number."),
+        ("lr: {low: 0.1, high: 1, log: .nan}", "space.lr.log (line 9): .nan is not a finite number."),
+        ("epochs: {low: 010, high: 40}", "space.epochs.low (line 9): 010 is 8 in YAML"),
+        ("batch_size: [10, 020]", "space.batch_size[1] (line 9): 020 is 16 in YAML"),
+        ("label_top_k: {low: null, high: 10}", "space.label_top_k.low (line 9): Expected a number, got nothing."),
         ("epochs: {low: 2, high: 9, step: 0.5}", "space.epochs.step (line 9): Expected an integer above 0"),
         ("weight_decay: {low: 0, high: 1, log: true}", "space.weight_decay.low (line 9): A logarithmic range cannot"),
         ("lr: 0.1", "space.lr (line 9): Expected a range or a list of choices, got the number 0.1."),
@@ -296,7 +302,11 @@ def test_a_grid_is_counted():
     [found] = mistakes(space("zeta: {low: 1, high: 1.0e+10, step: 1.0e-300}"))
     assert "are too many. Fix: choose a larger step" in found
     [found] = mistakes(space("zeta: {low: 1, high: 2}", sampler="grid"))
-    assert "Sampler 'grid' does not support continuous ranges." in found
+    assert found.endswith(
+        "does not support continuous ranges. Fix: add a step, give a list, or use sampler tpe or random"
+    )
+    [found] = mistakes(space("epochs: {low: 10, high: 40, log: true}", sampler="grid"))
+    assert found.endswith("ranges. Fix: give a list, or use sampler tpe or random"), "a logarithmic range has no steps"
 
 
 def test_a_winner_may_not_take_the_name_of_a_protocol_that_ships(monkeypatch):

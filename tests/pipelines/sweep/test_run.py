@@ -12,8 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
+from pipelines.cluster.local import RayDied
+from pipelines.commands.sweep import show_intent
 from pipelines.grid.catalog import Catalog
+from pipelines.grid.values import Chosen
 from pipelines.settings import Session
 from pipelines.sweep import run
 from pipelines.sweep.files import load_sweep
@@ -22,7 +26,7 @@ from pipelines.sweep.run import SweepRun
 from pipelines.sweep.study import Ended, Pruning
 from pipelines.sweep.subject import subjects
 from pipelines.sweep.worker import Answer, Attempt, Score
-from rd3.errors import Unavailable
+from rd3.errors import BadValue, Unavailable
 from rd3.evaluation.packing import Views
 from rd3.evaluation.sharing import LogitsCache
 
@@ -36,6 +40,12 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     asked = shipped.model_copy(update={"trials": 4, "methods": shipped.methods[:1]})
 
     return SweepRun(asked, subjects(asked, Catalog.of(here)), here, Catalog.of(here))
+
+
+def test_a_set_seed_without_effect_is_said_before_the_start(sweep, capsys):
+    asked = sweep.sweep.model_copy(update={"methods": (Chosen(name="herding"),), "set_seed": 3})
+    show_intent(asked, subjects(asked, sweep.catalog))
+    assert "Method herding has no set seed: its sets are planned with set seed 0 alone." in capsys.readouterr().out
 
 
 def test_points_that_leave_the_views_as_they_are_share_cached_logits(sweep, tmp_path):
@@ -147,6 +157,26 @@ def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep,
     assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: MLflow does not respond.\n"
     assert [set(one.known) for one in tasks.given] == [set(), {"k"}, {"k"}]
     assert Score.from_plain(tasks.given[2].known["k"]) == score
+
+
+def test_why_a_trial_has_no_answer(monkeypatch):
+    def get(error):
+        raise error
+
+    monkeypatch.setattr("ray.get", get)
+    text = "ray::run_attempt()\n  File ...\nrd3.errors.BadValue: A protocol has no field 'x'."
+    failed = RayTaskError("run_attempt", text, BadValue("A protocol has no field 'x'."))
+    assert run._answer(failed) == Answer(None, {}, "rd3.errors.BadValue: A protocol has no field 'x'")
+    assert run._answer(WorkerCrashedError()) == Answer(None, {}, "its process died 3 times (WorkerCrashedError)")
+
+
+def test_a_ray_that_has_died_between_two_batches_is_not_waited_for(sweep, monkeypatch):
+    answers = threading.Event()
+    monkeypatch.setattr("pipelines.cluster.local.dead_service", lambda: "raylet")
+    monkeypatch.setattr(run, "cluster_devices", lambda: (answers.wait(10), 0.0))
+    with pytest.raises(RayDied, match="its raylet has died"):
+        sweep._attempt(sweep.subjects[0], 0, {})
+    answers.set()
 
 
 def test_a_signal_ends_the_waiting_as_a_signal(sweep):

@@ -44,6 +44,11 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path)
     assert "hush" not in str(caught.value)
 
 
+def test_a_port_that_is_no_number(tmp_path):
+    with pytest.raises(StoreError, match=r"Cannot store the studies at postgresql.*'PORT'.*check the address"):
+        open_storage("postgresql+psycopg2://host:PORT/x", "", tmp_path)
+
+
 def test_a_locked_database_is_blamed_on_the_process_that_holds_it(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
