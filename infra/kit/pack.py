@@ -96,7 +96,7 @@ def pack(chosen: argparse.Namespace) -> None:
         f"recipes/{number:05d}-{recipe.kind}-{recipe.key[:12]}.json": to_json(recipe)
         for number, recipe in enumerate(wanted, 1)
     }
-    replaced = [(chosen.out / folder).resolve() for folder in FOLDERS if folder != "wheels"]
+    replaced = [(chosen.out / folder).resolve() for folder in FOLDERS if folder != "wheels" or chosen.no_wheels]
     for source in (*chosen.recipes, *(item.source for item in items)):
         if any(source.resolve().is_relative_to(folder) for folder in replaced):
             raise BadValue(f"{source} is in the kit {chosen.out}, whose folders are replaced.", "choose another --out")

@@ -122,17 +122,21 @@ class Bench:
         )  # fmt: skip
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()
-        code = self._wait(process, time.monotonic() + seconds, tick)
-        with contextlib.suppress(ProcessLookupError):  # whatever it has left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        reader.join(PATIENCE_S)
+        try:
+            code = self._wait(process, time.monotonic() + seconds, tick)
+        finally:  # whatever it has left behind, and all of it if ``tick`` failed
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            reader.join(PATIENCE_S)
         self.log.write(f"== {name}: exit code {code}")
         return code
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.log.write(line.decode(errors="replace"))
+        with process.stdout as output:
+            for line in output:
+                self.log.write(line.decode(errors="replace"))
 
     def _wait(self, process: subprocess.Popen[bytes], end: float, tick: Callable[[], None]) -> int:
         killed_at = None

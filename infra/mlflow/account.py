@@ -28,6 +28,10 @@ def ask(
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
+    except OSError as error:
+        sys.exit(
+            f"MLflow does not respond: {getattr(error, 'reason', error)}. Fix: start it, or correct MLFLOW_TRACKING_URI"
+        )
 
 
 user, password = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import shutil
@@ -72,7 +73,7 @@ class Part:
 
 
 def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """(status, body) of a GET; 0 where nobody answers."""
+    """(status, body) of a GET; (0, empty) where nobody answers."""
     return _ask(urllib.request.Request(url, headers=headers or {}))
 
 
@@ -89,7 +90,7 @@ def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
-    except OSError:
+    except (OSError, http.client.HTTPException):  # also one who stops in the middle, or does not speak HTTP
         return 0, b""
 
 
@@ -291,7 +292,9 @@ class Mlflow(Part):
         if status != 200:  # it is there, with a password that is no longer the one of the file
             status, said = send("PATCH", f"{ask}/users/update-password", admin, login)
         if status != 200:
-            raise StackError(f"MLflow does not let its user {USER} in ({status}: {said[:200].decode()}).")
+            raise StackError(
+                f"MLflow does not let its user {USER} in ({status}: {said[:200].decode(errors='replace')})."
+            )
 
 
 _AUTH = """[mlflow]
@@ -314,7 +317,7 @@ class RayNode(Part):
     launches = 3  # Ray gives a node 30 s to join, which is too little on a busy machine, and has no setting for it
     ip: str
     first: int
-    options: tuple[str, ...] = ()
+    """Where its ports for services begin in :attr:`Place.ray_ports`."""
 
     @property
     def ports(self) -> dict[int, str]:
@@ -342,6 +345,7 @@ class RayNode(Part):
         self.spawn([*command, *self.more()], env)
 
     def more(self) -> list[str]:
+        """Options of ``ray start`` that only this kind of node has."""
         raise NotImplementedError
 
     def driver(self) -> dict[str, str]:
@@ -367,6 +371,7 @@ _SERVICES = (
     "runtime-env-agent-port",
     "metrics-export-port",
 )
+"""Options of ``ray start`` for the ports of a node's services, in the order of the ports."""
 
 
 class RayHead(RayNode):

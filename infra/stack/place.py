@@ -13,6 +13,7 @@ BUCKET = "rd3"
 S3_KEY = "rd3:rd3"
 USER = "rd3"
 HEAD_IP, WORKER_IP = "127.0.0.2", "127.0.0.3"
+PORTS = 200
 _PASSED = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "PYTHONPATH", "RD3_DATA", "OMP_NUM_THREADS", "VIRTUAL_ENV")
 """Environment variables passed to the parts; credentials and proxies of the user who starts them are left out."""
 
@@ -22,7 +23,7 @@ class StackError(Exception):
 
 
 class Place:
-    """One stack: everything below ``home`` (but for Ray's sockets), 200 ports from ``port``."""
+    """One stack: everything below ``home`` (but for Ray's sockets), :data:`PORTS` ports from ``port``."""
 
     def __init__(self, home: Path, port: int):
         self.home = home
@@ -33,8 +34,8 @@ class Place:
         self.ray_folder = Path(tempfile.gettempdir()) / name
         self.mlflow_port, self.postgres_port = port, port + 1
         self.s3_port = port + 20  # uses +10, +11, +12 of it as well
-        self.ray_ports = range(port + 40, port + 200)
-        """Head: the first ten, workers' processes from +60; see ``RayNode``."""
+        self.ray_ports = range(port + 40, port + PORTS)
+        """Services of the head from the first on, of the worker from +20; processes of both from +60 (``RayNode``)."""
         self.mlflow_uri = f"http://127.0.0.1:{self.mlflow_port}"
         self.s3_uri = f"http://127.0.0.1:{self.s3_port}"
         self.ray_address = f"{HEAD_IP}:{self.ray_ports[0]}"
@@ -43,7 +44,10 @@ class Place:
     @classmethod
     def from_environment(cls) -> Place:
         home = Path(os.environ.get("STACK_HOME") or ".stack").expanduser().absolute()
-        return cls(home, int(os.environ.get("STACK_PORT") or 15000))
+        port = os.environ.get("STACK_PORT") or "15000"
+        if not port.isdecimal() or not 0 < int(port) <= 65536 - PORTS:
+            raise StackError(f"STACK_PORT is {port!r}. Fix: set it to the first of {PORTS} free ports, such as 15000")
+        return cls(home, int(port))
 
     def prepare(self) -> None:
         """The folders: the database's user may pass through ``home``, and nobody else reads what is in it."""

@@ -64,3 +64,13 @@ def test_the_user_gets_the_password_that_is_asked_for_today(server) -> None:
         [sys.executable, SCRIPT], env=env | {"MLFLOW_TRACKING_PASSWORD": "third"}, capture_output=True, text=True
     )
     assert done.returncode == 1 and "does not let its user rd3 in (401)" in done.stderr
+
+
+def test_a_server_that_is_not_there_is_one_sentence(closed_port: int) -> None:
+    env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    env |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{closed_port}", "MLFLOW_TRACKING_USERNAME": "rd3"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT], env=env | {"MLFLOW_TRACKING_PASSWORD": "first"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("MLflow does not respond: ") and "Traceback" not in done.stderr

@@ -47,6 +47,19 @@ def test_a_compressed_kit_without_wheels_makes_its_folder(tmp_path: Path, monkey
         assert stored is not None and stored.read().decode() == to_json(RECIPE)
 
 
+def test_wheels_of_an_earlier_kit_do_not_stay_in_one_without_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be unpacked there, before the machine's own packages."""
+    pack = script("pack")
+    monkeypatch.setattr(pack, "_datasets", lambda _wanted, _roots: [])
+    (tmp_path / "recipe.json").write_text(to_json(RECIPE))
+    (tmp_path / "kit" / "wheels").mkdir(parents=True)
+    (tmp_path / "kit" / "wheels" / "torch-1-py3-none-any.whl").write_bytes(b"of last year")
+    assert pack.main([str(tmp_path / "recipe.json"), "--out", str(tmp_path / "kit"), "--no-wheels"]) == 0
+    assert [path.name for path in (tmp_path / "kit").iterdir() if path.name != "kit.json"] == ["recipes"]
+
+
 def test_the_state_of_a_download_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pack = script("pack")
     survey = SimpleNamespace(survey=lambda _roots: SimpleNamespace(folder=tmp_path))
@@ -87,6 +100,21 @@ def test_a_parent_that_was_copied_in_part_is_copied_again(bench, monkeypatch: py
     monkeypatch.setattr(shutil, "copyfile", whole)
     run._open_kit(here)
     assert (here.work / "store" / "weights").read_bytes() == b"0123456789"
+
+
+def test_a_step_ends_with_what_is_called_while_it_runs(bench, tmp_path: Path) -> None:
+    """A collection that failed left the recipes running, unseen, after the command."""
+    _run, here = bench
+    left = tmp_path / "left"
+
+    def tick() -> None:
+        if left.exists():
+            raise RuntimeError("of the test")
+
+    words = ["sh", "-c", f"echo $$ > '{tmp_path}/new' && mv '{tmp_path}/new' '{left}' && exec sleep 600"]
+    with pytest.raises(RuntimeError, match="of the test"):
+        here.step("recipes", words, 600.0, tick)
+    assert not Path(f"/proc/{left.read_text().strip()}").exists()
 
 
 def test_the_folder_for_notes_may_have_a_space_in_its_name(bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,9 @@ class Lease:
         """The last holder of the chain, dead or alive; empty if there is none."""
         return next((holder for _name, holder in reversed(self._chain())), {})
 
-    def _holds(self) -> bool:
-        return bool(self._current().get("token") == self.token)
+    def _ends(self, chain: list[tuple[str, dict[str, Any]]]) -> bool:
+        """Whether the holder at the end of a chain is this lease."""
+        return bool(chain and chain[-1][1]["token"] == self.token)
 
     def _last_beat(self, holder: dict[str, Any]) -> float:
         """Time of the last heartbeat by the holder's clock (Unix time)."""
@@ -141,15 +142,16 @@ class Lease:
             "time": now,
         }
         data = json.dumps(me).encode()
-        while True:
-            holder = self._current()
+        chain = self._chain()
+        while not self._ends(chain):  # what counts is what can be read: a store may lose an answer, or let two write
+            holder = chain[-1][1] if chain else {}
             if holder and self._alive(holder):
                 raise self._refuse(holder)
             claim = self._object_name(f".after-{holder['token']}" if holder else "")
-            if self.objects.put(claim, data, only_if_absent=True):
-                if self._holds():
-                    break
-                self.objects.delete(claim)  # the chain was released between reading and writing
+            written = self.objects.put(claim, data, only_if_absent=True)
+            chain = self._chain()
+            if written and holder and claim not in dict(chain):  # the chain was released between reading and writing
+                self.objects.delete(claim)
         self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
         return self
@@ -183,7 +185,7 @@ class Lease:
         # An unreachable store also frees the lease: no heartbeat follows.
         with contextlib.suppress(StoreError, DataCorrupt):
             chain = self._chain()
-            if chain and chain[-1][1]["token"] == self.token:
+            if self._ends(chain):
                 for name, holder in chain:  # without the first object the lease is free; the others are leftovers
                     self.objects.delete(name)
                     self.objects.delete(self._object_name(f".beat-{holder['token']}"))

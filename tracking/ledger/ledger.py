@@ -4,9 +4,13 @@ Layout below the artifact root, a folder or S3::
 
     by-key/<kind>/<key>.json      one Entry, written last and only if absent
     former-keys/<kind>/<key>.json the key that replaced this one, which is of an older format
-    roles/<dataset>/<role>.json   teachers named by users
+    roles/<dataset>/<role>.json   teachers and backbones named by users
     calibrations/<device>...json  measured speed of a device (``rd3 calibrate``)
     leases/<name>...json          the current driver
+    ledger.json                   identity of the ledger
+
+Beside them lie ``sweeps/`` (:mod:`tracking.runs.sweeps`), ``blocks/`` (of sets that several trials generate), and the
+files of results: ``runs/``, or ``files/`` where they were uploaded past a tracking server.
 
 Reading and writing the ledger does not need MLflow.  Stored entries name files below the root relative to it, so that
 it can be moved; outside of this module an entry has the URI of its files.
@@ -190,9 +194,9 @@ class Ledger:
         self.objects.put(_role_name(dataset, role), data.encode())
 
     def role(self, dataset: str, role: str) -> dict[str, Any] | None:
-        """The teacher recipe that a user has named ``role``, as plain data, or None."""
-        fix = "delete that file and name the teacher again"
-        return read_as(self.objects, _role_name(dataset, role), json.loads, "Teacher role", fix)
+        """The recipe of the teacher or backbone that a user has named ``role``, as plain data, or None."""
+        fix = "delete that file and name the teacher or backbone again"
+        return read_as(self.objects, _role_name(dataset, role), json_with(), "Role", fix)
 
     def roles(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Map (dataset, role) to the recipe of its teacher or backbone, for all roles that users have named."""

@@ -68,6 +68,7 @@ class Refusal:
 
 
 _UPLOADS = {"PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipartUpload", "DeleteObjects", ""}
+"""Operations with a body, which boto3 sends with a checksum; empty: the operation is not known."""
 
 
 def _checksums_are_off() -> bool:
@@ -293,9 +294,7 @@ _EXCEPTIONS = {
     ),
 }
 """Names of exceptions of botocore that a retry does not change."""
-_NO_RESPONSE = Fault(
-    "The S3 server {endpoint} does not respond ({cause}).", "start it, or correct AWS_ENDPOINT_URL", waits=True
-)
+_NO_RESPONSE = Fault("{server} does not respond ({cause}).", "start it, or correct AWS_ENDPOINT_URL", waits=True)
 _CAUSE = re.compile(r"\[Errno -?\d+\] ([^\[\]'\")]+)")
 """The system's words for a failed connection, in the error that botocore wraps: ``Connection refused``."""
 _UNUSABLE = Fault("S3 cannot be used for {root}: {text}.", "check the AWS_* variables")
@@ -306,6 +305,7 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
     name, text = type(error).__name__, " ".join(str(error).split()).rstrip(".")
     cause = _CAUSE.search(str(getattr(error, "kwargs", {}).get("error", "")))
     facts = {"root": root, "endpoint": endpoint, "name": name, "text": text, "bucket": urlsplit(root).netloc}
+    facts["server"] = _server(endpoint).name
     facts["cause"] = cause[1] if cause else name
     facts["profile"] = f" --profile {profile}" if (profile := os.environ.get("AWS_PROFILE")) else ""
     for names, fault in _EXCEPTIONS.items():
@@ -319,7 +319,9 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
 
 
 def _server(endpoint: str) -> Server:
-    return Server(f"The S3 server {endpoint}", endpoint, "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE")
+    """The server at a URL; ``endpoint`` is a name, ``The S3 server ...``, where MLflow alone knows the URL."""
+    name = endpoint if endpoint.startswith("The S3 server") else f"The S3 server {endpoint}"
+    return Server(name, endpoint, "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE")
 
 
 def own_endpoint_fault(endpoint: str) -> Fault | None:

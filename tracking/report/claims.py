@@ -14,7 +14,7 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 
 Values = Sequence[float]
-"""Differences of two scores in points, by shared seed."""
+"""Accuracies in per cent, or their differences in points, one for each shared seed."""
 COLUMNS = (
     *("dataset", "IPC", "setting", "compared", "points with 95 % interval", "seeds", "p (Holm)"),
     *(f"p (within ±{EQUIVALENCE_MARGIN:g} point)", "verdict"),

@@ -67,6 +67,7 @@ class Page:
     """Charts of :mod:`tracking.report.charts`, and those that the caller has drawn."""
     sheets: list[Sheet]
     undone: list[dict[str, str]]
+    """``cell``, ``why`` and ``count`` (of seeds) of what has no result."""
     provenance: Provenance
     claim: Judged | None
     extra: dict[str, Table]
@@ -189,7 +190,7 @@ def _sections(found: Sequence[ResultTable], teachers: Sequence[Mapping[str, str]
         chart = None
         if any(score.top1 for row in table.rows for score in row.scores.values()):
             panels += len(table.ipcs)
-            drawn, caption = b"", f"Not drawn: the charts above have {_MOST_PANELS} panels, the most on a page."
+            drawn, caption = b"", f"Not drawn: with it, the accuracy charts would have more than {_MOST_PANELS} panels."
             if panels <= _MOST_PANELS or index == 0:
                 drawn = figures.accuracy_chart(table, name=f"accuracy{index}")
                 caption = f"Dots: mean over seeds; {figures.BARS}"

@@ -204,12 +204,12 @@ def _plain(value: Mapping[str, Any]) -> str:
 
 
 def comparable_protocol(resolved: Mapping[str, Any]) -> str:
-    """A resolved protocol as text, without the fields that do not affect comparability.
+    """A resolved protocol as text, without the fields that the paper does not fix, such as the precision.
 
     Fields at their neutral value are left out, as older results lack those that were added since.
     """
-    known, added = names()["open"], neutral_values(EvalProtocol)
-    kept = {name: value for name, value in resolved.items() if name not in known}
+    not_fixed, added = names()["open"], neutral_values(EvalProtocol)
+    kept = {name: value for name, value in resolved.items() if name not in not_fixed}
     return _plain({name: value for name, value in kept.items() if name not in added or added[name] != value})
 
 

@@ -56,7 +56,7 @@ def repository(uri: str, tracking_uri: str) -> Any:
 
 
 def exists(entry: Entry, tracking_uri: str = "") -> bool:
-    """Whether all files of the entry exist, by name; takes at most one listing and reads no file."""
+    """Whether all files of the entry exist, by name; takes at most one listing per folder and reads no file."""
     if not entry.artifact:
         return False
     uri = entry.artifact

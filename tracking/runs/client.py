@@ -109,7 +109,7 @@ def _converted(error: Exception, tracking_uri: str, files: str, home: Path | Non
         return mlflow_fault(error, tracking_uri, files).error(TrackingError, TrackingUnavailable)
     if package in _S3:
         try:
-            with s3_errors(files, "the S3 server"):
+            with s3_errors(files, "The S3 server"):
                 raise error
         except StoreError as converted:
             return converted

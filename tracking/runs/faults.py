@@ -45,6 +45,11 @@ _NO_LOCKS = Fault(
 )
 TEXTS = {
     **SQLITE,
+    # Before the row of a full database: this is the end of a download on the machine that asks.
+    r"(?s)occurred while downloading.*No space left on device": Fault(
+        "There is no space left on this machine for files from MLflow at {where}.",
+        "free space where RD3_HOME is (`rd3 artifacts gc`), or in the folder for temporary files",
+    ),
     r"[Dd]isk ?[Ff]ull|could not extend file|No space left on device": Fault(
         "There is no space left for MLflow at {where}.", "free space on that disk"
     ),

@@ -44,7 +44,7 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     """Parameters of a run: ``facts`` (names that the recipe lacks, such as the protocol's) and the recipe's fields.
 
     Nested fields (settings, protocol, training) become parameters of their own; one with the name of another field
-    becomes ``settings.<name>``.  Fields that are None are left out.
+    keeps that of its group before it, as in ``settings.resolution``.  Fields that are None are left out.
     """
     plain = recipe.model_dump(mode="json")
     flat: dict[str, Any] = dict(facts)

@@ -197,9 +197,12 @@ def _server(uri: str, seconds: float) -> int:
                     "check the address, or install MLflow 3 there and run `mlflow db upgrade`",
                 )
             is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
-            if health.strip() != "OK" or not is_version:
+            if health.strip() == "OK" and version_status >= 500:  # it stopped between the two requests
+                status, answer = version_status, version
+            elif health.strip() != "OK" or not is_version:
                 raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}", health)
-            status, answer = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
+            else:
+                status, answer = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if fault := connection_fault(tracking_server(uri), str(reason)):

@@ -1,8 +1,10 @@
 """The life cycle of MLflow runs: one per recipe, found by the recipe's key, so that a retry reuses it.
 
 Only ``MlflowClient`` is used, without an active run or a global tracking URI.  Tags set by RD3: ``rd3.kind`` (the
-recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid``, ``rd3.ledger``,
-``rd3.ledger_id``, ``rd3.lease`` (token of the driver), ``rd3.digest`` (of the entry), ``rd3.imported`` (from where).
+recipe's kind, or ``grid``), ``rd3.key``, ``rd3.attempt``, ``rd3.status``, ``rd3.reason``, ``rd3.grid`` (of the run of a
+grid: its name), ``rd3.grids`` and ``rd3.in.GRID`` (all grids that use the result), ``rd3.ledger`` (its path),
+``rd3.ledger_id`` (its identity), ``rd3.lease`` (token of the driver), ``rd3.digest`` (of the entry), ``rd3.imported``
+(from where), ``rd3.files`` (where files are that were uploaded past the server).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -214,14 +216,15 @@ class Tracker:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
         earlier: Mapping[str, float] = {}
+        stated: Mapping[str, str] = {}
         with self.errors():
             found = self.search([experiment_id], {"rd3.key": recipe.key, **self._ours})
             if found:
                 run = found[0]
-                earlier = run.data.metrics
+                earlier, stated = run.data.metrics, run.data.params
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
-                shown = {name: value for name, value in shown.items() if name not in run.data.params}
+                shown = {name: value for name, value in shown.items() if name not in stated}
                 self.client.update_run(run.info.run_id, status="RUNNING")
                 for name in {"rd3.reason", "rd3.imported"} & run.data.tags.keys():
                     self.client.delete_tag(run.info.run_id, name)
@@ -229,7 +232,7 @@ class Tracker:
                 name, tags = run_name(recipe, facts), tags | (grid_tags([grid], grid) if grid else {})
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
-        return OpenRun(self, run.info, recipe, attempt, earlier)
+        return OpenRun(self, run.info, recipe, attempt, earlier, stated)
 
     def close_dead_runs(
         self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None
@@ -313,7 +316,15 @@ def quoted(text: str) -> str:
 class OpenRun:
     """A run with status RUNNING, ended by :meth:`finish` or :meth:`fail`."""
 
-    def __init__(self, tracker: Tracker, info: Any, recipe: Recipe, attempt: int, earlier: Mapping[str, float]):
+    def __init__(
+        self,
+        tracker: Tracker,
+        info: Any,
+        recipe: Recipe,
+        attempt: int,
+        earlier: Mapping[str, float],
+        stated: Collection[str],
+    ):
         self.tracker = tracker
         self.run_id: str = info.run_id
         self.artifact_uri: str = info.artifact_uri.rstrip("/")
@@ -322,6 +333,8 @@ class OpenRun:
         self._info = info
         self._earlier = earlier
         """Metrics that the run had before."""
+        self._stated = stated
+        """Names of the parameters that it had before, which MLflow does not let change."""
         self._after = -1
         """Timestamp after those of the metrics of another result; -1 until it is known."""
 
@@ -352,7 +365,9 @@ class OpenRun:
             points += [(name, value, logged + step, step) for name, value, step in curve_points(rows)]
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
             own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
-            ran = {name: str(entry.result[name]) for name in ("ran_precision",) if name in entry.result}
+            # A forgotten result may have run at another precision: its run keeps that one, the entry has this one.
+            new = {"ran_precision"} & entry.result.keys() - set(self._stated)
+            ran = {name: str(entry.result[name]) for name in new}
             self.tracker.log(self.run_id, points=points, parameters=ran, tags={**(tags or {}), **own})
             if isinstance(self.recipe, EvaluationRecipe):
                 self._log_set(input_set or {}, self.recipe)

@@ -44,7 +44,7 @@ class SweepRecords:
         return self._read(f"sweeps/scores/{evaluation}.json")
 
     def keep_score(self, evaluation: Key, score: Mapping[str, Any]) -> None:
-        """Store a score unless a longer curve of the same evaluation is stored."""
+        """Store a score unless a longer curve of the same evaluation is stored: a pruned trial ends early."""
         known = self.score(evaluation)
         if known is None or len(known["curve"]) <= len(score["curve"]):
             self._write(f"sweeps/scores/{evaluation}.json", score)

@@ -73,8 +73,11 @@ def probe_store(root: str) -> None:
             )
         if list(objects.names(name)) != [name]:
             raise StoreError(f"{root} does not list an object that was written.", "check the log of that server")
-    finally:
-        objects.delete(name)
+    except BaseException:
+        with contextlib.suppress(StoreError):  # the first error is the one to report
+            objects.delete(name)
+        raise
+    objects.delete(name)
     if objects.get(name) is not None:
         raise StoreError(f"{root} still has an object that was deleted.", "allow RD3's key to delete objects")
 

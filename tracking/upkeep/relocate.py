@@ -20,7 +20,7 @@ from rd3.store import write_atomically
 from tracking.ledger.addresses import is_local, name_below
 from tracking.ledger.faults import without_password
 from tracking.ledger.ledger import Ledger
-from tracking.ledger.object_store import ObjectStore, is_direct, local_path, open_objects
+from tracking.ledger.object_store import ObjectStore, is_direct, json_with, local_path, open_objects
 from tracking.place import Place
 from tracking.runs.faults import sqlite_fault
 from tracking.runs.reachable import sqlite_file
@@ -143,16 +143,19 @@ def server_advice(place: Place, roots: list[str]) -> list[str]:
     if sqlite_file(place.tracking_uri) is not None:
         return []
     where, new = without_password(place.tracking_uri), open_objects(place.artifacts).url()
-    old = open_objects(roots[0]).url() if roots else "FORMER_ROOT"
+    former = roots[0] if roots else "FORMER_ROOT"
+    old = open_objects(former).url() if roots else former
+    # The tag rd3.ledger, by which a ledger finds its runs.
+    ledger = f"UPDATE tags SET value = {_literal(place.artifacts)} WHERE value = {_literal(former)};"
     columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
     statements = " ".join(
         f"UPDATE {table} SET {column} = replace({column}, {_literal(old + '/')}, {_literal(new + '/')});"
         for table, column in columns
     )
     return [
-        f"{where} was not changed. If its server serves the files (mlflow-artifacts:/...), move them to its "
-        "--artifacts-destination and change nothing else.",
-        f"Otherwise stop what uses its database, make a backup, and run: {statements}",
+        f"{where} was not changed. Stop what uses its database, and make a backup. If its server serves the files "
+        f"(mlflow-artifacts:/...), move them to its --artifacts-destination and run: {ledger}",
+        f"Otherwise run: {statements} {ledger}",
     ]
 
 
@@ -247,7 +250,7 @@ def _relocate_entries(ledger: Ledger, before: ObjectStore) -> int:
     changed = 0
     for name, raw in found.items():
         with contextlib.suppress(ValueError):  # `rd3 artifacts verify` reports an entry that cannot be read
-            entry = json.loads(raw)
+            entry = json_with()(raw)
             moved = _moved(before, ledger.objects, entry.get("artifact") or "")
             if moved is not None:
                 data = json.dumps(entry | {"artifact": moved}, indent=1, sort_keys=True) + "\n"

@@ -296,7 +296,11 @@ def test_a_tracking_server_is_only_advised(
     with closing(sqlite3.connect(":memory:")) as database:
         database.execute("CREATE TABLE runs (artifact_uri)")
         database.execute("CREATE TABLE experiments (artifact_location)")
+        database.execute("CREATE TABLE tags (value)")
         old = (tmp_path / "it's").as_uri()
         database.execute("INSERT INTO runs VALUES (?)", (f"{old}/runs/1",))
-        database.executescript(out[out.index("UPDATE") :])
+        database.executemany("INSERT INTO tags VALUES (?)", [(str(tmp_path / "it's"),), ("done",)])
+        database.executescript(out.partition("Otherwise run: ")[2])
         assert database.execute("SELECT * FROM runs").fetchone() == (f"{(home / 'artifacts').as_uri()}/runs/1",)
+        # Without it, the ledger at the new place would not find its runs.
+        assert database.execute("SELECT * FROM tags").fetchall() == [(str(home / "artifacts"),), ("done",)]

@@ -168,6 +168,40 @@ def test_of_many_at_the_same_moment_one_gets_it(ledger: Ledger, dead_pid: int, d
         assert list(ledger.objects.names("leases/")) == []
 
 
+def test_of_two_whose_writes_both_succeed_the_later_one_keeps_the_lease(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swift checks a condition before it writes; the one who lost deleted the object of the one who won."""
+    put = ledger.objects.put
+
+    def overwritten(name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        done = put(name, data, only_if_absent)
+        if only_if_absent:
+            leave(ledger, token="later")
+        return done
+
+    monkeypatch.setattr(ledger.objects, "put", overwritten)
+    with pytest.raises(StoreError, match="in use by process"), ledger.lease():
+        pass
+    held = ledger.objects.get("leases/driver.json")
+    assert held is not None and json.loads(held)["token"] == "later"
+
+
+def test_a_lease_whose_answer_was_lost_is_held(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 sends a request again, which then meets the object of the first time; it was refused as of another."""
+    put = ledger.objects.put
+
+    def twice(name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        put(name, data, only_if_absent)
+        return put(name, data, only_if_absent)
+
+    monkeypatch.setattr(ledger.objects, "put", twice)
+    with ledger.lease() as held:
+        held.beat()
+        held.check()
+    assert list(ledger.objects.names("leases/")) == []
+
+
 @pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]", b"null"])
 def test_a_damaged_lease_is_said(ledger: Ledger, damaged: bytes) -> None:
     ledger.objects.put("leases/driver.json", damaged)

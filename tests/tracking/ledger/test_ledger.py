@@ -104,6 +104,11 @@ def test_roles_are_names_that_users_give(ledger: Ledger) -> None:
     ledger.set_role("my/set", "timm:vit", {"network": "timm:vit"})
     assert ledger.role("cifar10", "mine") == {"network": "resnet50"}
     assert set(ledger.roles()) == {("cifar10", "mine"), ("my/set", "timm:vit")}
+    ledger.objects.put("roles/cifar10/mine.json", b"[]")
+    with pytest.raises(DataCorrupt, match=r"Role .*/roles/cifar10/mine.json cannot be read\. Fix: delete that file"):
+        ledger.role("cifar10", "mine")
+    ledger.set_role("cifar10", "mine", {"network": "resnet18"})
+    assert ledger.role("cifar10", "mine") == {"network": "resnet18"}
 
 
 def test_the_ledger_needs_neither_mlflow_nor_boto3_nor_torch() -> None:

@@ -27,3 +27,6 @@ def test_means_of_the_best_and_of_the_last_over_those_that_were_tested_before(tm
     assert table is not None and table.columns == ["dataset", "IPC", "method", *table.columns[3:]]
     assert table.texts == [["digits", "1", "rded", "3", "42.0", "47.0", "+5.0"]]  # (40 + 44) / 2, (50 + 44) / 2
     assert best_of_tests(Results.of(cells[2:], store.find)) is None
+    cells[1] = cells[1].model_copy(update={"student": "resnet18"})
+    table = best_of_tests(Results.of(cells[:2], store.find))
+    assert table is not None and [row[3] for row in table.texts] == ["convnet", "resnet18"]  # else alike

@@ -67,6 +67,9 @@ def test_schedules_that_differ_in_their_drops_or_their_warm_up_are_two_lines(mon
 
 def test_one_schedule_needs_no_chart():
     assert CHARTS.get("schedules")(results([{"resolved": resolved()}] * 2), lambda kind, key: Path()) is None
+    older = {name: value for name, value in resolved().items() if name != "warmup_epochs"}
+    rows = [{"resolved": resolved()}, {"resolved": older}]
+    assert CHARTS.get("schedules")(results(rows), lambda kind, key: Path()) is None
 
 
 def test_dynamics_shows_the_recorded_curve_and_the_tests(monkeypatch, tmp_path):

@@ -89,6 +89,17 @@ def test_an_upload_that_boto3_has_wrapped(code: str, status: int, passes: bool) 
     assert code in str(caught.value)
 
 
+def test_s3_that_mlflow_uses_in_this_process_is_named_once() -> None:
+    """MLflow's client then knows the address, not RD3."""
+    from botocore.exceptions import ClientError, EndpointConnectionError
+
+    found = named(EndpointConnectionError(endpoint_url="http://s3", error=OSError("[Errno 111] Connection refused")))
+    assert isinstance(found, Unavailable)
+    assert found.message == "The S3 server does not respond (Connection refused)."
+    missing = ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
+    assert named(missing).message == "The S3 server has no bucket 'bucket'."
+
+
 def test_s3_that_is_set_up_wrongly() -> None:
     from botocore.exceptions import ConnectTimeoutError, ProfileNotFound
 
@@ -149,6 +160,13 @@ def test_statuses_and_their_fixes(status: int, passes: bool, message: str, fix: 
             "rd3 infra init",
         ),
         ("An error occurred (SlowDown) when calling the GetObject operation: slow", True, "limits the rate", "fewer"),
+        (
+            "The following failures occurred while downloading one or more artifacts from mlflow-artifacts:/1/r/"
+            "artifacts:\n##### File set/images.bin #####\n[Errno 28] No space left on device",
+            False,
+            "no space left on this machine for files from MLflow at http://tracking",
+            "where RD3_HOME is",
+        ),
         ("(psycopg2.errors.DiskFull) could not extend file", False, "no space left for MLflow", "free space"),
         ('(psycopg2.OperationalError) database "x" does not exist', False, "no such database", "create it"),
         ("FATAL: sorry, too many clients already", True, "no free connection", "max_connections"),

@@ -100,6 +100,12 @@ def test_a_server_without_its_database(serve) -> None:
         check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (500, "")}))
 
 
+def test_a_server_that_stops_after_the_first_request(no_proxies: None, serve) -> None:
+    """It was said not to be MLflow, because ``/health`` returned ``OK``."""
+    with pytest.raises(TrackingUnavailable, match=r"overloaded or starting \(503\)"):
+        check(serve({"/health": (200, "OK"), "/version": (503, "later")}))
+
+
 def test_what_is_no_web_server_at_all() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

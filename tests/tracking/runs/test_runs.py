@@ -219,6 +219,20 @@ def test_a_result_that_follows_a_forgotten_one_has_the_last_word(
     assert len(points(tracker, run.run_id, "top1_pct")) == len(hours)
 
 
+def test_a_forgotten_result_may_be_computed_again_at_another_precision(
+    tracker: Tracker, experiment_id: str, tmp_path: Path
+) -> None:
+    """MLflow does not let a parameter change, so that the recipe could never finish on another kind of device."""
+    recipe = an_evaluation(seed=50)
+    for precision in ("bf16", "fp32"):
+        run = tracker.begin(recipe, FACTS, experiment_id=experiment_id)
+        entry = result_of(recipe, tmp_path / precision, {"ran_precision": precision})
+        kept = run.finish(entry, tmp_path / precision)
+        assert kept.result == {"ran_precision": precision}
+    shown = tracker.client.get_run(run.run_id)
+    assert (shown.info.status, shown.data.params["ran_precision"]) == ("FINISHED", "bf16")
+
+
 def test_a_run_that_was_imported_and_is_run_again_here_is_no_longer_imported(
     tracker: Tracker, experiment_id: str, tmp_path: Path
 ) -> None:

@@ -62,6 +62,16 @@ class Keeping(FolderObjects):
         """Nothing."""
 
 
+class ReadOnly(FolderObjects):
+    """Refuses a key that may only read, whatever it asks for."""
+
+    def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
+        raise StoreError("It does not allow PutObject.", "grant that permission")
+
+    def delete(self, name: str) -> None:
+        raise StoreError("It does not allow DeleteObject.", "grant that permission")
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -69,6 +79,7 @@ class Keeping(FolderObjects):
         (Overwriting, r"ignores the condition If-None-Match and overwrites .* Fix: use a server with"),
         (Blind, "does not list an object that was written"),
         (Keeping, "still has an object that was deleted. Fix: allow RD3's key"),
+        (ReadOnly, "does not allow PutObject"),
     ],
 )
 def test_a_store_that_does_not_do_as_it_should(

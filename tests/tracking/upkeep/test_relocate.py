@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,3 +43,13 @@ def test_a_server_that_does_not_answer_is_left_to_its_first_use(monkeypatch: pyt
 
     monkeypatch.setattr(relocate, "Tracker", lambda _place: SimpleNamespace(check=check))
     assert relocate.settle(Place("https://tracking.example", "s3://bucket/rd3", Path("home"))) == []
+
+
+def test_an_entry_that_is_not_one_is_left_to_verify(tmp_path: Path):
+    place = Place(f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "artifacts"), tmp_path)
+    folder = tmp_path / "artifacts" / "by-key" / "set"
+    folder.mkdir(parents=True)
+    for name, content in (("a", "[]"), ("b", "{"), ("c", json.dumps({"artifact": f"{tmp_path}/old/runs/1"}))):
+        (folder / f"{name}.json").write_text(content)
+    assert relocate.relocate(place, str(tmp_path / "old")).entries == 1
+    assert json.loads((folder / "c.json").read_text()) == {"artifact": "runs/1"}

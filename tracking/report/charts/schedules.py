@@ -23,9 +23,11 @@ def schedules(results: Results, fetch: Fetch) -> Drawing | None:
     """Learning rate over the epochs, one line per schedule; for grids with several."""
     resolved = [row for row in results.frame["resolved"] if row is not None]
     found = {text: protocol for protocol in resolved for text in [json.dumps([protocol.get(f) for f in _FIELDS])]}
-    if not 2 <= len(found) <= _MOST:
+    read = [EvalProtocol.model_validate_json(json.dumps(plain)) for plain in found.values()]
+    # Older results lack fields that were added since: read, they are equal to those that state them.
+    protocols = list({tuple(getattr(each, name) for name in _FIELDS): each for each in read}.values())
+    if not 2 <= len(protocols) <= _MOST:
         return None
-    protocols = [EvalProtocol.model_validate_json(json.dumps(plain)) for plain in found.values()]
     differ = [name for name in _FIELDS if len({getattr(each, name) for each in protocols}) > 1]
     lines = {", ".join(f"{name} {_text(getattr(each, name))}" for name in differ): _rates(each) for each in protocols}
     drawn = panels_chart({"": lines}, x="epoch", y="learning rate", name="schedules")
