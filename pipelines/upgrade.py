@@ -144,7 +144,9 @@ def tag_runs_with_new_keys(place: Place, ledger: Ledger) -> int:
         return 0
     tracker = Tracker(place)
     with tracker.errors():
-        untagged = {run.info.run_id for run in tracker.own_runs() if "rd3.formerly" not in run.data.tags}
+        # Of any ledger: the runs of a home that was moved or copied may have its former address.
+        found = tracker.search(tracker.experiment_ids(), {}, "tags.`rd3.key` LIKE '%'", of_any_ledger=True)
+        untagged = {run.info.run_id for run in found if "rd3.formerly" not in run.data.tags}
         for run_id in waiting.keys() & untagged:
             entry = waiting[run_id]
             tags = {"rd3.key": entry.key, "rd3.formerly": str(entry.formerly), DIGEST: str(entry.sealed().digest)}
