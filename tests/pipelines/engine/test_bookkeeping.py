@@ -105,6 +105,14 @@ def test_what_is_forgotten_leaves_ledger_and_scratch_and_is_made_from_scratch(be
     assert (bench.books.removed, bench.books.finished) == (set(), [f"set/{bench.entry.key}"])
 
 
+def test_the_scratch_of_shares_is_deleted_with_their_blocks(bench: Bench):
+    folders = [work_folder(bench.session.home, "share", f"{key}-1of2") for key in (bench.entry.key, "ab" * 32)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    bench.books.discard_blocks(bench.entry.key)
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
 def test_the_end_of_a_dead_process_is_in_the_status(bench: Bench):
     key = bench.entry.key
     trial_log.append(bench.session.home, "start", "set", key, attempt=3)
