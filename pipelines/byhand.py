@@ -46,7 +46,7 @@ def _require_import(recipe: Recipe, role: str, hint: str, catalog: Catalog) -> N
 
 
 def role_change(dataset: str, role: str, recipe: TeacherRecipe, session: Session) -> str:
-    """One sentence on who held a role before this teacher, to be asked before the role is set."""
+    """One sentence on who held a role before this teacher; to be called before the role is set."""
     new = _teacher_text(recipe, session)
     try:
         info = dataset_info(dataset, session.roots)

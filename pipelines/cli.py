@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> None:
         with exit_on_error(), output_errors(), machine_errors():
             app(words)
     except SystemExit as end:
-        exit_if_lost(end.code)
+        exit_if_lost(end.code)  # threads of a Ray that has died would block the ordinary end
         raise
 
 

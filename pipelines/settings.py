@@ -182,7 +182,10 @@ def session(env: Mapping[str, str] | None = None) -> Session:
 
 @functools.cache
 def _say_if_deeper(name: str, folder: str) -> None:
-    """Say once on stderr that a folder of results, set by the variable ``name``, has none, but one below it has."""
+    """Say once on stderr that a folder of results, set by the variable ``name``, has none, but one below it has.
+
+    So it is after a copy into a folder that existed, such as ``cp -r .rd3 backup``.
+    """
     if "://" in folder:
         return
     root, inside = Path(folder), Path("by-key" if name == "RD3_ARTIFACTS" else "artifacts/by-key")
@@ -212,11 +215,16 @@ def writing_session() -> Session:
     What was changed, and files that are stored elsewhere, are said on stderr.
     """
     here = session()
+    prepare_home(here)
+    return here
+
+
+def prepare_home(here: Session) -> None:
+    """See :func:`writing_session`; raises BadValue for a home that cannot be written."""
     if why := _unwritable(here.home):
         raise BadValue(f"RD3's home {here.home} cannot be written: {why}.", "set RD3_HOME to a writable folder")
     _require_writable_files(here)
     settle_home(here)
-    return here
 
 
 def _require_writable_files(here: Session) -> None:

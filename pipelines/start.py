@@ -22,7 +22,7 @@ def main() -> None:
     before = signal.signal(signal.SIGINT, _exit)
     from rd3.processes import open_standard_streams
 
-    open_standard_streams()
+    open_standard_streams()  # those that cron or `>&-` has closed
     from pipelines.cli import main as run
 
     signal.signal(signal.SIGINT, before)

@@ -89,7 +89,7 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
-    """Record the tests of winners again under the target of their upgraded evaluations."""
+    """Record the tests of winners again under the target (what was tested, as a digest) of the upgraded evaluations."""
     records = SweepRecords(ledger.objects)
     for test in records.all_tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
@@ -136,7 +136,7 @@ def tag_runs_with_new_keys(place: Place, ledger: Ledger) -> int:
     """Tag the MLflow runs of upgraded entries with their new keys; ``rd3.formerly`` is the old one.
 
     Covers all entries that were ever upgraded, as an earlier attempt may have been interrupted; returns how many runs
-    were tagged.
+    were tagged.  Runs that MLflow does not have any more are left out.
     """
     entries = [entry for kind in KINDS for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
     waiting = {entry.run_id: entry for entry in entries if entry.formerly and entry.run_id}
@@ -144,9 +144,11 @@ def tag_runs_with_new_keys(place: Place, ledger: Ledger) -> int:
         return 0
     tracker = Tracker(place)
     with tracker.errors():
-        tagged = {run.info.run_id for run in tracker.own_runs() if "rd3.formerly" in run.data.tags}
-        for run_id in waiting.keys() - tagged:
+        # Of any ledger: the runs of a home that was moved or copied may have its former address.
+        found = tracker.search(tracker.experiment_ids(), {}, "tags.`rd3.key` LIKE '%'", of_any_ledger=True)
+        untagged = {run.info.run_id for run in found if "rd3.formerly" not in run.data.tags}
+        for run_id in waiting.keys() & untagged:
             entry = waiting[run_id]
             tags = {"rd3.key": entry.key, "rd3.formerly": str(entry.formerly), DIGEST: str(entry.sealed().digest)}
             tracker.log(run_id, tags=tags)
-    return len(waiting.keys() - tagged)
+    return len(waiting.keys() & untagged)

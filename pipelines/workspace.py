@@ -27,7 +27,7 @@ from pipelines.engine.workers import RayWorkers, ThisProcess
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import Plan, plan_session
-from pipelines.settings import Session, session, settle_home
+from pipelines.settings import Session, prepare_home, session
 from rd3.errors import BadValue, TrackingError
 from rd3.plugins import other_code
 
@@ -163,7 +163,9 @@ class LoadedGrid:
         _at_least_one(max_concurrent=max_concurrent)
         if not 0 < gpu_share <= 1:
             raise BadValue(f"gpu_share is {gpu_share}.", "give a fraction above 0 and of at most 1")
-        settle_home(self.workspace.session)
+        if local and (address or max_concurrent):
+            raise BadValue("With local, one recipe runs at a time.", "leave out address and max_concurrent")
+        prepare_home(self.workspace.session)
         return execute(
             self.expansion,
             self._plan(),

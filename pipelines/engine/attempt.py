@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from tracking.runs.unfinished import UnfinishedWork
 
 Story = Generator[Part, Entry | None, TrialEnd]
-"""Yields the part to run, is sent its outcome, and returns how the recipe ended."""
+"""Yields the recipe to run, is sent its entry (None for a share of a set) or thrown its error, returns how it ended.
+
+Yields again if it has to be run once more.
+"""
 
 
 class Unfit(Exception):

@@ -85,8 +85,10 @@ class Bookkeeping:
         shutil.rmtree(work_folder(self.home, kept.kind, kept.key), ignore_errors=True)
 
     def discard_blocks(self, key: Key) -> None:
-        """Delete the uploaded blocks of a set that was generated in shares."""
+        """Delete the uploaded blocks of a set that was generated in shares, and the scratch of these."""
         self.retry(partial(discard, self.ledger.objects, key))
+        for folder in work_folder(self.home, "share", key).parent.glob(f"{key}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def damaged(self, kind: str, key: Key) -> bool:
         """Whether a result is missing, or damaged where it is stored; reads all its files, none from a cache."""
@@ -112,9 +114,16 @@ class Bookkeeping:
         shutil.rmtree(work_folder(self.home, kind, key), ignore_errors=True)
         trial_log.append(self.home, "forgotten", kind, key)
 
+    def log_failure(self, kind: str, key: Key, status: str, reason: str) -> None:
+        """Write to the log of trials how a recipe ended whose process could not write it."""
+        trial_log.append(self.home, "fail", kind, key, status=status, reason=reason)
+
     def retry(self, ask: Callable[[], T]) -> T:
         """Call a store or server, with retries while it is unreachable."""
-        return retry(ask, waiting=self._show, leaving=lambda: bool(self._interrupts.name))
+        try:
+            return retry(ask, waiting=self._show, leaving=lambda: bool(self._interrupts.name))
+        finally:
+            self._show("")
 
     def _show(self, note: str) -> None:
         if self.view is not None:

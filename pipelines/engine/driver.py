@@ -129,6 +129,7 @@ class Driver:
             return self.queue.take(*self._workers.devices())
         if len(self._trials) >= self._max_concurrent:
             return None
+        # With a fixed number of trials, devices do not count: an autoscaling cluster sees the demand and grows.
         return self.queue.take(math.inf, math.inf, at_once=self._max_concurrent)
 
     def on_report(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -153,7 +154,7 @@ class Driver:
         if result is not None and "end" in result:
             self._handle_end(trial, result)
         for key in trial.unended():
-            self._close(key, "failed", "the trial ended without a report")
+            self._close_unlogged(key, "failed", "the trial ended without a report")
 
     def _handle_end(self, trial: _Trial, result: dict[str, Any]) -> None:
         """Handle the report that a recipe of a trial has ended; a repeated one is ignored."""
@@ -210,7 +211,7 @@ class Driver:
             if len(trial.keys) > 1:
                 self.queue.again(key)
                 how = _how(trial.unfit)
-                self.view.ended(key, "killed", f"the process of its pack {how}; restarting it alone")
+                self.view.ended(key, "killed", f"its pack {how}; restarting it alone")
             else:
                 self._died(key, trial.unfit, out_of_memory=not trial.unfit and "OutOfMemory" in reason)
 
@@ -218,13 +219,18 @@ class Driver:
         """Handle the death of the process of a single recipe."""
         self._deaths[key] = self._deaths.get(key, 0) + 1
         if out_of_memory:
-            self._close(key, "oom", "its process ran out of memory")
+            self._close_unlogged(key, "oom", "its process ran out of memory")
         elif self._deaths[key] < DEATHS:
             self.queue.again(key)
             self.view.ended(key, "killed", f"its process {_how(unfit)}; restarting it")
         else:
             last = f", most recently after {unfit}" if unfit else f"; {_MEMORY}"
-            self._close(key, "killed", f"its process died {self._deaths[key]} times{last}")
+            self._close_unlogged(key, "killed", f"its process died {self._deaths[key]} times{last}")
+
+    def _close_unlogged(self, key: Key, status: str, reason: str) -> None:
+        """Close a recipe whose process did not write to the log of trials how it ended."""
+        self._books.log_failure(self.queue.recipes[key].kind, key, status, reason)
+        self._close(key, status, reason)
 
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)

@@ -148,8 +148,9 @@ def _clean_up(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
     kinds = {expansion.recipes[key].kind for key in wanted}
     # those that run again for the weights of their student have a result all along
     finished = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds)) - plan.rerun_for_weights
-    for folder in (books.home / "work").glob("*/*"):  # work/<kind>/<key>
-        if folder.name in finished or plan.status_of(folder.name) == "reuse":
+    for folder in (books.home / "work").glob("*/*"):  # work/<kind>/<key>, or <key>-1of2 for a share of a set
+        key = folder.name.partition("-")[0]
+        if key in finished or plan.status_of(key) == "reuse":
             shutil.rmtree(folder, ignore_errors=True)
     return finished
 

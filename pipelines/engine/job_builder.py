@@ -57,6 +57,7 @@ class JobBuilder:
             alone=demand.whole,
             larger=larger,
             blocks=queued.blocks if isinstance(queued, Share) else None,
+            # What a set waits for is a larger set that begins with it, or else its own shares.
             blocks_uploaded=bool(self._queue.after.get(key)) and key not in larger_sets,
             given=[entry.model_dump(mode="json") for entry in self._books.entries(parents).values()],
             keep_student=keeps,

@@ -1,9 +1,9 @@
 """The log of trials: ``<home>/trials.jsonl``, append-only, one JSON object per line.
 
 Every attempt writes ``start``, ``made`` when the result is on disk and only the upload remains, and then ``done`` or
-``fail``; a killed attempt writes nothing more, until the driver writes ``fail`` for it.  ``forgotten`` records that the
-artifact of a finished recipe was damaged or missing.  Attempts are numbered by this log and `rd3 status` shows it, but
-what runs again is decided by the ledger alone.
+``fail``; a killed attempt writes nothing more, and if no other one follows, its driver writes ``fail``.  ``forgotten``
+records that the artifact of a finished recipe was damaged or missing.  Attempts are numbered by this log and
+`rd3 status` shows it, but what runs again is decided by the ledger alone.
 """
 
 from __future__ import annotations

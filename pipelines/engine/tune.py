@@ -21,7 +21,7 @@ from pipelines.engine.trial import run_trial
 
 
 class DriverSearcher(Searcher):
-    """A searcher that asks the driver for the next trial; stateless."""
+    """A searcher that asks the driver for the next trial; stateless, as Tune pickles it in checkpoints."""
 
     def __init__(self, driver: Driver):
         super().__init__()

@@ -14,7 +14,7 @@ from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
 from pipelines.grid.queue import Demand, demands
 from pipelines.settings import Session
-from rd3.errors import RD3Error
+from rd3.errors import RD3Error, is_device_error
 
 if TYPE_CHECKING:
     from pipelines.engine.driver import Driver
@@ -103,7 +103,10 @@ class ThisProcess:
 
 
 def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:
-    """Run one trial and pass its reports on, as Tune does between processes."""
+    """Run one trial and pass its reports on, as Tune does between processes.
+
+    After a pack for which there is too little memory, its recipes run one by one; a failed device ends the run.
+    """
     from pipelines.engine.attempt import Unfit
     from pipelines.engine.trial import run_jobs
 
@@ -116,7 +119,11 @@ def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:
     try:
         run_jobs(config["jobs"], receive)
     except Unfit as error:
-        raise RD3Error(
-            f"This process cannot go on after {error}.", "run the same command again; it resumes, without the pack"
-        ) from None
-    driver.on_end(trial_id, last)
+        if error.__cause__ is None or is_device_error(error.__cause__):
+            raise RD3Error(
+                f"This process cannot go on after {error}.", "run the same command again; it resumes"
+            ) from None
+        driver.on_report(trial_id, {"unfit": str(error)})
+        driver.on_death(trial_id, str(error))
+    else:
+        driver.on_end(trial_id, last)

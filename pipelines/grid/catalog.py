@@ -31,7 +31,7 @@ class Frame(NamedTuple):
     factor: int
     """The dataset's patches per side (:attr:`rd3.datasets.DatasetInfo.factor`)."""
     same_network: bool
-    """Whether the student has the architecture of the teacher that gives the labels."""
+    """Whether the student has the architecture of the teacher that gives the labels, of several the first."""
     set_size: int
     """Number of images of the synthetic set."""
     student: str | None = None
@@ -64,7 +64,7 @@ class Frame(NamedTuple):
 
 
 ANY_FRAME = Frame(1, same_network=True, set_size=10**9, student="resnet18", dataset="cifar10", classes=10, ipc=10)
-"""Stands in where a protocol is checked without a set and a student."""
+"""Stands in where a protocol is checked without a set and a student; so large that it caps no batch size."""
 
 
 class Catalog:

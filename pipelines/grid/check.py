@@ -49,6 +49,8 @@ Mistakes = Callable[[str, Any], list[str]]
 
 
 ALL_MEASURES = (CALIBRATION, *STANDARD)
+"""What ``robustness: true`` stands for: without corruptions that the benchmark's mean leaves out, which have to be
+named."""
 
 _SETS_FIX = "`rd3 set list` shows the keys, `rd3 set import` imports a set"
 

@@ -185,6 +185,9 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     result.notes += [
         f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
     ]
+    several = any(part.label_teachers for part in grid.parts)
+    if several and not any("label_teachers" in cell.overrides for cell in result.cells):
+        result.notes.append("label_teachers: no student learns labels of other teachers than `teacher`.")
     result.notes += [] if grid.small else unprinted(result.cells)
     result.larger_sets = largest_sets(list(result.recipes.values()), lambda name: result.infos[name])
     return result

@@ -43,7 +43,7 @@ def file_names(folder: Any) -> list[str]:
 
 SMALL = "-small"
 OTHER_NAMES = {"figure1": "table2", "figure5": "table4", "figure6": "figure4"}
-"""Figures of the paper that show what another of its tables or figures runs, with the grid of that."""
+"""Figures of the paper that show the results of another table or figure, to the grid of that one."""
 
 
 def shipped_grids() -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rd3.errors import RD3Error
+from rd3.values import is_utf8
 from rd3.yaml_numbers import NumbersLoader
 
 Path = tuple[str | int, ...]
@@ -163,6 +164,14 @@ def point_for_comma(value: Any) -> str:
     return f"write {value.replace(',', '.')}{thousands}"
 
 
+_WHOLE = "write the character itself"
+
+
+def _no_text(what: str, value: str) -> str:
+    """``what`` has an escape such as ``\\ud83d``: JSON writes an emoji as two of them, which YAML does not join."""
+    return f"{what} {value[:40]!r} has half of a character, which is no text."
+
+
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
     """The node as plain data; records lines, and problems with keys and numbers that are not what they seem."""
     found.lines.setdefault(path, node.start_mark.line + 1)
@@ -186,7 +195,11 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
             if key_node.tag != "tag:yaml.org,2002:str":
                 merge = key_node.tag == "tag:yaml.org,2002:merge"
                 fix = "write the values in full, or use 'also'" if merge else "put it in quotes"
-                found.problem(path, f"Key {key!r} is not a string.", fix)
+                shown = f"Key {key!r}" if isinstance(key_node, yaml.ScalarNode) else "A key in brackets or braces"
+                found.problem(path, f"{shown} is not a string.", fix)
+                continue
+            if not is_utf8(key):
+                found.problem(path, _no_text("Key", key), _WHOLE)
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:
@@ -195,8 +208,15 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         return values
     try:
         value = loader.construct_object(node)
+        readable = value is None or isinstance(value, str | int | float)  # unlike `!!binary` and `!!timestamp`
     except (ValueError, LookupError, AttributeError):  # such as `!!int text`, `!!bool text` and `!!timestamp text`
+        readable = False
+    if not readable:
         found.problem(path, f"Cannot read the value {str(node.value)[:40]!r}.", "write a number, or put it in quotes")
+        found.unreadable.add(path)
+        return None
+    if isinstance(value, str) and not is_utf8(value):
+        found.problem(path, _no_text("Text", value), _WHOLE)
         found.unreadable.add(path)
         return None
     if isinstance(value, float) and not math.isfinite(value):
@@ -207,11 +227,12 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
     plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
-        decimal = re.sub("^([-+]?)0+", r"\1", node.value.replace("_", "")) + " or " if base == 8 else ""
+        decimal = re.sub("^([-+]?)0+(?=.)", r"\1", node.value.replace("_", ""))
+        meant = dict.fromkeys([decimal, str(value)] if base == 8 else [str(value)])
         found.problem(
             path,
             f"{node.value} is {value} in YAML, which reads it in base {base}.",
-            f"write {decimal}{value}, or put it in quotes",
+            f"write {' or '.join(meant)}, or put it in quotes",
         )
         found.unreadable.add(path)
         return None

@@ -28,8 +28,9 @@ from tracking.ledger.ledger import Ledger
 from tracking.place import Place
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
-KEEP = "run again to keep the student"
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
+KEEP = "run again to keep the student"
+"""Reason of the evaluations in :attr:`Plan.rerun_for_weights`."""
 _THREADS = 16
 """Number of concurrent existence checks; on S3 each waits for the network."""
 
@@ -316,6 +317,7 @@ def _wanted(
     """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
     wanted: set[Key] = set()
     needed: set[Key] = set()
+    # For ``robustness`` alone, only evaluations that a measurement needs run again.
     keep_all = expansion.grid is not None and expansion.grid.keep_students
     for key, recipe in reversed(expansion.recipes.items()):
         if key in studentless and (keep_all or key in needed):

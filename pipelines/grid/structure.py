@@ -128,6 +128,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "bool_type": Sentence("Expected true or false, got {what}."),
     "list_type": Sentence("Expected a list, got {what}.", "write `{key}: [...]`"),
     "too_short": Sentence("The list is empty, so the grid would be empty.", "add at least one item"),
+    **dict.fromkeys(("better too_short", "than too_short"), Sentence("The list is empty.", "name at least one method")),
     "choice": Sentence("Expected a name, or one name with values, got {what}."),
     "dict_type": Sentence(
         "Expected fields with values, got {what}.", "write `{key}: {{field: value}}`, or only the name"

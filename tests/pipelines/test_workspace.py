@@ -105,6 +105,16 @@ def test_run_results_report_and_back_to_tensors(work: Workspace, tmp_path: Path)
     assert found.tested == len(data.labels("test"))
 
 
+def test_a_run_refuses_what_the_command_line_refuses(work: Workspace, monkeypatch: pytest.MonkeyPatch):
+    grid = work.grid(GRID)
+    for more in ({"address": "auto"}, {"max_concurrent": 2}):
+        with pytest.raises(BadValue, match=r"one recipe runs at a time\. Fix: leave out address and max_concurrent"):
+            grid.run(local=True, **more)
+    monkeypatch.setattr("pipelines.settings._unwritable", lambda folder: f"no permission to write to {folder}")
+    with pytest.raises(BadValue, match=r"RD3's home .* cannot be written: no permission"):
+        grid.run(local=True)
+
+
 METHOD = """
 from rd3.methods import Cost, Method, register_method
 @register_method("dimmed", version={version})

@@ -29,6 +29,8 @@ class FakeBooks:
         """Keys whose files are intact at their source."""
         self.verified: list[str] = []
         """Keys that were verified there."""
+        self.failures: list[tuple[str, str, str]] = []
+        """Kind, key and status of what the log of trials says of dead processes."""
 
     def keep(self, entry: dict[str, Any]) -> None:
         if self.error is not None:
@@ -41,6 +43,9 @@ class FakeBooks:
 
     def forget(self, kind: str, key: str) -> None:
         self.forgotten.append((kind, key))
+
+    def log_failure(self, kind: str, key: str, status: str, reason: str) -> None:
+        self.failures.append((kind, key, status))
 
 
 class FixedCluster:

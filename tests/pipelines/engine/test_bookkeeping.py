@@ -11,6 +11,9 @@ from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import work_folder
+from pipelines.engine.progress import View
+from pipelines.engine.status import grid_status
+from pipelines.grid.expand import Expansion
 from pipelines.settings import Session
 from rd3.errors import StoreError, StoreUnavailable
 from rd3.protocol import resolve_protocol
@@ -100,6 +103,42 @@ def test_what_is_forgotten_leaves_ledger_and_scratch_and_is_made_from_scratch(be
     assert [event["event"] for event in trial_log.events(bench.session.home)] == ["forgotten"]
     bench.damaged()
     assert (bench.books.removed, bench.books.finished) == (set(), [f"set/{bench.entry.key}"])
+
+
+def test_the_scratch_of_shares_is_deleted_with_their_blocks(bench: Bench):
+    folders = [work_folder(bench.session.home, "share", f"{key}-1of2") for key in (bench.entry.key, "ab" * 32)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    bench.books.discard_blocks(bench.entry.key)
+    assert [folder.exists() for folder in folders] == [False, True]
+
+
+def test_the_end_of_a_dead_process_is_in_the_status(bench: Bench):
+    key = bench.entry.key
+    trial_log.append(bench.session.home, "start", "set", key, attempt=3)
+    bench.books.log_failure("set", key, "killed", "its process died 3 times")
+    status = grid_status(Expansion({key: a_set()}), bench.session.ledger, bench.session.home)
+    assert status.why == {key: "killed: its process died 3 times"} and status.counts["set"]["failed"] == 1
+
+
+def test_what_the_driver_waits_for_is_shown_until_the_store_responds(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    class Notes(View):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def show_note(self, note: str) -> None:
+            self.notes.append(note)
+
+    responses = iter([StoreUnavailable("The S3 server does not respond."), None])
+
+    def ask() -> None:
+        if error := next(responses):
+            raise error
+
+    monkeypatch.setattr("tracking.ledger.retry._FIRST_PAUSE_S", 0.0)
+    bench.books.view = Notes()
+    bench.books.retry(ask)
+    assert bench.books.view.notes == ["The S3 server does not respond.", ""]
 
 
 def test_nothing_is_written_without_the_lease(bench: Bench):

@@ -93,6 +93,7 @@ def test_a_dead_process_is_replaced_a_few_times():
     assert key == "s"
     play.driver.on_death(trial_id, "RayActorError")
     assert play.queue.unsuccessful["s"].status == "killed"
+    assert play.books.failures == [("set", "s", "killed")], "once, at the end"
     assert f"died {DEATHS} times; the usual cause is too little memory" in play.queue.unsuccessful["s"].reason
 
 
@@ -100,6 +101,7 @@ def test_a_process_that_ray_killed_for_its_memory_is_not_started_again():
     play = Play(CHAIN)
     play.driver.on_death(play.start()[0], "OutOfMemoryError: the node ran low")
     assert play.queue.unsuccessful["s"].status == "oom"
+    assert play.books.failures == [("set", "s", "oom")]
 
 
 def test_a_damaged_parent_is_forgotten_and_made_again_once():

@@ -87,13 +87,14 @@ def test_what_somebody_else_has_made_since_the_plan_is_reused(session: Session, 
     monkeypatch.setattr(workers, "ray_cluster", None)
     ledger = Ledger(session.artifacts)
     leftovers = [work_folder(session.home, "set", key) for key in KEYS]
+    leftovers += [work_folder(session.home, "share", f"{key}-1of2") for key in KEYS]
     for folder in leftovers:
         folder.mkdir(parents=True)
     for key in KEYS[:2]:
         ledger.add(Entry(kind="set", key=key, recipe={}, result={}))
     outcome = execute(Expansion(RECIPES), plan("run", "run", "blocked"), session)
     assert outcome.reused == KEYS[:2]
-    assert [folder.exists() for folder in leftovers] == [False, False, True]
+    assert [folder.exists() for folder in leftovers] == [False, False, True] * 2
 
 
 def test_what_the_plan_took_for_damaged_and_is_intact_is_reused(

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.engine import trial as worker
+from pipelines.engine.attempt import Unfit
 from pipelines.engine.driver import DEATHS, Driver
 from pipelines.engine.eta import Eta
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.progress import LineView
+from pipelines.engine.workers import ThisProcess
 from pipelines.grid.queue import Demand, RecipeQueue
+from rd3.errors import RD3Error
 from rd3.evaluation.packing import Views
 from rd3.evaluation.sharing import LogitsCache
 from rd3.protocol import resolve_protocol
@@ -208,15 +214,35 @@ def test_a_pack_that_dies_goes_out_again_one_by_one(reason: str):
     play.say(trial, 0, done(keys[0]))
     play.driver.on_report(trial, {"unfit": "OutOfMemoryError: CUDA out of memory."})
     play.driver.on_death(trial, reason)
-    assert (
-        "the process of its pack ended after OutOfMemoryError: CUDA out of memory.; restarting it alone"
-        in play.out.getvalue()
-    )
+    assert "its pack ended after OutOfMemoryError: CUDA out of memory.; restarting it alone" in play.out.getvalue()
     for key in keys[1:]:
         trial, alone = play.start()
         assert alone == [key]
         play.driver.on_end(trial, play.say(trial, 0, done(key)))
     assert play.queue.finished and play.books.kept == keys
+
+
+def test_in_this_process_a_pack_without_room_runs_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    def run_jobs(text: str, send: Callable[[dict[str, Any]], None]) -> None:
+        first, *others = (job["key"] for job in json.loads(text))
+        if others:
+            raise Unfit("MemoryError: 2 GiB") from MemoryError("2 GiB")
+        send({"number": 0, "end": done(first).to_json()})
+
+    monkeypatch.setattr(worker, "run_jobs", run_jobs)
+    play = Play(alike(3))
+    ThisProcess().run_queue(play.driver, Path(), Interrupts())
+    assert play.books.kept == [one.key for one in alike(3)] and play.queue.finished
+    assert "its pack ended after MemoryError: 2 GiB; restarting it alone" in play.out.getvalue()
+
+
+def test_a_failed_device_ends_the_run_in_this_process(monkeypatch: pytest.MonkeyPatch):
+    def run_jobs(text: str, send: Callable[[dict[str, Any]], None]) -> None:
+        raise Unfit("RuntimeError: CUDA error: no") from RuntimeError("CUDA error: no")
+
+    monkeypatch.setattr(worker, "run_jobs", run_jobs)
+    with pytest.raises(RD3Error, match=r"cannot go on after RuntimeError: CUDA error: no\..*again; it resumes$"):
+        ThisProcess().run_queue(Play(alike(3)).driver, Path(), Interrupts())
 
 
 def test_what_has_died_alone_joins_no_pack_and_says_at_last_why():

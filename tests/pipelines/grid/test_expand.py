@@ -473,6 +473,15 @@ def test_a_method_without_a_set_seed_has_one_set_for_all_seeds():
     assert grid.notes == ["Method herding has no set seed: its sets are planned with set seed 0 alone."]
 
 
+def test_label_teachers_whose_labels_nobody_learns_are_said():
+    said = "label_teachers: no student learns labels of other teachers than `teacher`."
+    assert expanded(SMALL + "label_teachers: [convnet_w32]\n").notes == []
+    assert expanded(SMALL + "label_teachers: [resnet18_w16]\n").notes == [said]
+    hard = SMALL + "protocol: {labels: hard}\nlabel_teachers: [convnet_w32]\n"
+    assert expanded(hard).notes == [said]
+    assert expanded(hard + "also: [{protocol: {labels: soft}}]\n").notes == [], "one part learns them"
+
+
 def test_the_dd_ranking_grid_has_every_cell_of_its_table():
     grid = expand(load_grid("dd-ranking"), Fingerprints(opened))
     assert len(grid.cells) == 4 * 3 * 4
