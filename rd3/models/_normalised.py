@@ -65,7 +65,7 @@ class NormalisedNetwork(nn.Module):
 
 def _last_linear(network: nn.Module) -> str:
     # Distinct layers in order of registration, which for every network here is the order of use.
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise Unsupported(
             f"{type(network).__name__} has no linear layer, expected one at its end.", "end it in nn.Linear"

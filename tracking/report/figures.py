@@ -190,7 +190,7 @@ def _value(score: Score, field: str) -> Any:
     if field == "image_steps" and score.image_steps is not None:
         return score.image_steps
     value = value_by_name(score.resolved, field) if score.resolved else score.varied.get(field)
-    if value is None and field not in score.resolved:  # a field that did not exist yet
+    if value is None and field not in (score.resolved or {}):  # a field that did not exist yet
         value = neutral_values(EvalProtocol).get(field)
     if value is None and field in ("label_top_k", "label_epochs"):
         return "all"
