@@ -65,7 +65,7 @@ def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], info_of: Inf
     """Old to new keys of the statistics of a set whose teachers are known."""
     try:
         method, info = METHODS.get(set_recipe.method), info_of(set_recipe.data.name)
-        collection = method().needs(info, method.Settings.model_validate(set_recipe.settings), "").collection
+        collection = method().needs(info, method.Settings.model_validate(set_recipe.settings), teacher="").collection
     except (RD3Error, ValueError):
         return {}
     found = {}
@@ -109,8 +109,9 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
 def upgrade_presets(folder: Path) -> list[str]:
     """Rewrite the user's own protocols with current field names; returns the files that changed.
 
-    Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` or ``rules`` is in the current
-    format.  Hidden files are none; unreadable ones are left unchanged: their next use reports the error.
+    Old files are kept as ``NAME.yaml.former``.  A file with an ``augmentation`` or ``rules`` is in the current format,
+    which requires the former; format 1 had neither.  Hidden files are no presets; unreadable ones are left unchanged:
+    their next use reports the error.
     """
     changed = []
     for path in sorted(folder.glob("[!.]*.yaml")):

@@ -13,7 +13,8 @@ from rd3.values import digest
 
 FORMAT = 2
 REKEYED = ("teacher", "evaluation")
-"""Kinds whose keys differ between the formats, whatever the keys of their parents."""
+"""Kinds whose keys may differ between the formats even where those of their parents do not; the number of the format is
+in no key."""
 
 _LOSS_SETTINGS = {"kl": ("temperature", "scale_t2"), "mse_gt": ("gamma",), "ce": ("hard_mix",)}
 _ALL_SETTINGS = ("temperature", "scale_t2", "gamma", "hard_mix")
@@ -61,7 +62,10 @@ def upgraded_sections(
 
 
 def _named(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Values under their new names, with the steps of the augmentation and the loss with its settings."""
+    """Values under their new names, with the steps of the augmentation and the loss with its settings.
+
+    When a preset is resolved, a step without settings gets them from the dataset's factor, and one without effect goes.
+    """
     new = {name: value for name, value in old.items() if name not in (*_ALL_SETTINGS, *_STEPS, "loss")}
     if new.get("precision") == "bf16":
         new["precision"] = "auto"

@@ -60,7 +60,9 @@ def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision c
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(help="Name of the new dataset; must be unique.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the dataset, other than the built-in ones; replaces one that you added.")
+    ],
     folder: Annotated[
         Path,
         typer.Option(

@@ -20,9 +20,7 @@ def _group() -> None:
 
 @app.command("upgrade")
 def upgrade(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A store folder with results (default: the ledger of RD3's home).")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(help="A store folder with results (default: the ledger).")] = None,
     remove_old: Annotated[
         bool,
         typer.Option(
@@ -30,7 +28,7 @@ def upgrade(
         ),
     ] = False,
 ) -> None:
-    """Rewrite recipes and keys of an older format; results, digests and files are kept.  Idempotent."""
+    """Rewrite recipes and keys of an older format; results and files are kept.  Idempotent."""
     from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
     from rd3.datasets import dataset_info
     from rd3.errors import DataMissing

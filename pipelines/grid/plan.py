@@ -1,6 +1,7 @@
 """The plan of a grid: what is reused, what would run, what is blocked, and the cost.
 
-Reads only the ledger, with one listing per kind; runs and writes nothing.
+Reads the ledger, with one listing per kind, and looks whether files exist; runs nothing and writes no results.  A file
+that a run would need is verified, for which a remote one is downloaded to the cache.
 """
 
 from __future__ import annotations
@@ -228,7 +229,9 @@ def make_plan(
     items: list[Item] = []
     costs = _Costs(expansion)
     flops = 0.0
-    for recipe in topological(expansion.recipes.values(), expansion.larger_sets):
+    for recipe in topological(
+        expansion.recipes.values(), expansion.larger_sets
+    ):  # larger sets before those copied from
         key = recipe.key
         label = expansion.label(key)
         if key in blocked:
@@ -284,9 +287,8 @@ def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
 def _what_is_there(
     expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], bool]
 ) -> tuple[set[Key], list[tuple[str, Key]], set[Key], dict[Key, str]]:
-    """Keys whose entry and files exist, entries whose files do not, and evaluations that lack only their student.
-
-    The last are results that other code computed than is installed, with a sentence.
+    """Keys whose entry and files exist, entries whose files do not, evaluations that lack only their student, and
+    results that other code computed than is installed, with a sentence.
     """
     there: set[Key] = set()
     studentless: set[Key] = set()
@@ -314,10 +316,13 @@ def _wanted(
     studentless: set[Key],
     verify: Callable[[Entry], object],
 ) -> set[Key]:
-    """Recipes that have to run.  Visits children first, so that parents are included only if needed."""
+    """Recipes that have to run.
+
+    Visits children first (``expansion.recipes`` has parents first), so that parents are included only if needed.
+    """
     wanted: set[Key] = set()
     needed: set[Key] = set()
-    # For ``robustness`` alone, only evaluations that a measurement needs run again.
+    # A grid with ``robustness`` keeps students, too, but only evaluations that a measurement needs run again.
     keep_all = expansion.grid is not None and expansion.grid.keep_students
     for key, recipe in reversed(expansion.recipes.items()):
         if key in studentless and (keep_all or key in needed):
@@ -338,7 +343,7 @@ def _wanted(
 
 
 def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
-    """Recipes that cannot run, with the first cause: a missing dataset, or a teacher that must be imported."""
+    """Recipes that cannot run, with the first cause: a missing dataset, or what must be imported."""
     blocked: dict[Key, str] = {}
     for key, recipe in expansion.recipes.items():
         if key not in wanted:
@@ -379,7 +384,7 @@ class _Costs:
             return 0
         student = 0
         if self.keeps_students and isinstance(recipe, EvaluationRecipe):
-            student = 4 * extent(recipe.student, info.num_classes, recipe.resolution).values
+            student = 4 * extent(recipe.student, info.num_classes, recipe.resolution).values  # of float32
         return student + artifact_bytes(recipe, info, self.recipes.__getitem__)
 
     def work(self, recipe: Recipe) -> Work:

@@ -92,7 +92,7 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
     shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     ran = sorted({precision for trial in trials for precision in trial.user_attrs.get("ran_precision", ())})
     shown += f"; scores across {' and '.join(ran)}" if len(ran) > 1 else ""
-    winner = best if subject.label in outcome.winners else None
+    winner = best if subject.label in outcome.winners else None  # none until the study is complete
     return MethodSection(
         label=subject.label,
         study=subject.study,

@@ -64,8 +64,8 @@ def write_recipes(recipes: Sequence[Recipe], folder: Path) -> None:
 def export_results(recipes: Iterable[Recipe], folder: Path, session: Session, *, teachers: bool = False) -> int:
     """Export the finished results of these recipes to a store folder for :func:`import_results`; returns the new ones.
 
-    Networks are large and are included only with ``teachers``: teachers, and the students of evaluations.  Results
-    without files are skipped, existing ones are kept; an evaluation may gain its student.
+    Networks are large and are included only with ``teachers``: teachers, backbones, and the students of evaluations.
+    Results without files are skipped, existing ones are kept; an evaluation may gain its student.
     """
     return _copy(_names(recipes), TrackedStore(session), folder, teachers=teachers)
 
@@ -85,7 +85,7 @@ def convert_to_study(source: Path, folder: Path, *, teachers: bool = False) -> W
     """As :func:`export_study`, with all entries of a store folder or of another study."""
     with open_results(source) as found:
         for kind, key in found.names():
-            recipe_of(existing(found, kind, key), str(source))
+            recipe_of(existing(found, kind, key), str(source))  # refuses an older format, or a recipe of another key
         return write_study(found, found.names(), Path(folder).absolute(), networks=teachers)
 
 

@@ -80,7 +80,7 @@ class Estimates:
         return self.seconds(key) / (1.0 if known else SLACK)
 
     def parts(self, key: Key) -> int:
-        """Number of resumable parts of a recipe: the epochs of a teacher, the blocks of a set, otherwise 1."""
+        """Number of resumable parts of a recipe: epochs of a training, blocks of a set, otherwise 1."""
         if key not in self._parts:
             recipe = self.recipes[key]
             try:
@@ -110,6 +110,7 @@ class Estimates:
         return max(longest_s, math.fsum(rest for rest, _pack in rests) / max(1, workers))
 
     def _rest(self, key: Key, item: Running, now: float) -> float:
+        """Seconds left; progress much sooner than planned is of an earlier attempt (``before``)."""
         began, before = item.begun(self.planned(key))
         spent_s, gained = (now - began) / item.pack, item.fraction - before
         if gained >= MIN_FRACTION:

@@ -172,7 +172,7 @@ class StudentTraining:
         """Add the gradients of a part of a batch; its loss times ``weight``, its fraction of the batch's images."""
         with autocast(self.device, self.precision):
             if self.recipe.protocol.extra_student_forward:
-                with torch.no_grad():
+                with torch.no_grad():  # for the statistics of batch norms, as RDED's released loop
                     self.network(images)
             logits = self.network(images)
         loss = weight * self._loss(logits, targets, self._settings)

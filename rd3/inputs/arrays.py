@@ -62,7 +62,7 @@ def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
     dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
     if not dense or tensor.is_complex():
         kind = "complex" if tensor.is_complex() else "not dense"
-        raise BadValue(f"{what} are a tensor that is {kind} ({tensor.dtype}).", "give a dense tensor of real numbers")
+        raise BadValue(f"{what}: a tensor that is {kind} ({tensor.dtype}).", "give a dense tensor of real numbers")
     tensor = tensor.detach().cpu().as_subclass(torch.Tensor)
     tensor = tensor.resolve_neg()
     return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
@@ -75,9 +75,9 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     except Exception as error:
         raise BadValue(f"{what} cannot be read as numbers ({_first_line(error)}).", _fix(what)) from error
     if np.ma.is_masked(array):
-        raise BadValue(f"{what} are a masked array with masked values.", "fill them or leave their rows out")
+        raise BadValue(f"{what}: a masked array with masked values.", "fill them or leave their rows out")
     if array.dtype.kind not in "buif":
-        raise BadValue(f"{what} are {kind_of(value)} of {array.dtype}, expected numbers.", _fix(what))
+        raise BadValue(f"{what}: {kind_of(value)} of {array.dtype}, expected numbers.", _fix(what))
     if array.dtype.kind == "u" and array.itemsize > 1:
         array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max)).astype(np.int64)
     if array.dtype.kind == "f" and array.itemsize > 8:
@@ -109,7 +109,7 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
     if not is_column(images):
         return _channels_first(tensor_of(images, "images"), side, name)
-    with whole_pictures():  # a column may decode its pictures itself
+    with whole_pictures():  # pictures that are cut off are errors, also where a column decodes them itself
         rows = rows_of(images, "images")
         if not rows:
             raise BadValue("There are no images.", _FIX)
@@ -237,6 +237,8 @@ def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
         return f"add the axis that is missing: {written}[:, None] for grey images{single}"
     if len(shape) == 2 and shape[1] == 3 * side * side:
         return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
+    if shape == (side, side):
+        return f"add the axes that are missing: {written}[None, None] for a single grey image"
     if shape.count(side) >= 2 and 3 in shape:
         return "bring the axes into that order (transpose in NumPy, permute in torch); reshape would mix up the pixels"
     if len(shape) == 2 and shape[1] == side * side:

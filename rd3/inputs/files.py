@@ -96,14 +96,17 @@ def fix_of_layout(folder: Path) -> str | None:
     if path := first_windows_path(folder):
         return f"unpack the archive again with `unzip`, which makes folders of {path}, a path with Windows's separators"
     files = sorted(path for path in folder.iterdir() if path.is_file() and not is_litter(path.name))
-    held = next((kind for path in files if (kind := _CONTAINERS.get(path.suffix.lower()))), None)
-    if held:
-        return f"save each image as <class>/<number>.png; they are in {held}"
-    if not any(is_image_file(path.name) for path in files):
+    images = any(is_image_file(path.name) for path in files)
+    held = [path for path in files if path.suffix.lower() in _CONTAINERS]
+    if held and not (images and all(_LABELS.search(path.stem.lower()) for path in held)):
+        return f"save each image as <class>/<number>.png; they are in {_CONTAINERS[held[0].suffix.lower()]}"
+    if not images:
         return None
     with contextlib.suppress(OSError):  # the folder above may not be readable
         files += sorted(path for path in folder.parent.iterdir() if path.is_file() and not is_litter(path.name))
-    lists = [path for path in files if path.suffix.lower() in _LISTS and _LABELS.search(path.stem.lower())]
+    lists = [
+        path for path in files if path.suffix.lower() in (*_LISTS, *_CONTAINERS) and _LABELS.search(path.stem.lower())
+    ]
     listed = min(lists, key=lambda path: "label" not in path.stem.lower(), default=None)
     fix = "move every image into a folder that is named by its class"
     return f"{fix}; {listed} may say which that is" if listed else fix

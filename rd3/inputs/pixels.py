@@ -14,10 +14,12 @@ from rd3.recipe import Normalisation
 _LOST = 0.004
 """Below it (1/255) lie all pixels that were divided by 255 twice."""
 _DARK = 0.1
+"""Images whose brightest pixel is below it are doubtful."""
 _NARROW = 0.3
-"""Ranges below these are doubtful."""
+"""Ranges below it are doubtful."""
 _CENTRE, _FLAT = 0.98, 0.5
-"""So are values of which the first share lies within the second of their range: in CIFAR-10 it takes 0.95 of it."""
+"""Values are doubtful, too, if this share of them lies within this part of their range.  In CIFAR-10 it takes 0.95 of
+the range."""
 _ROUNDING = 1e-3
 """Tolerance outside [0, 1] that is attributed to rounding after denormalisation."""
 _FLOAT_ERROR = 1e-5
@@ -25,8 +27,8 @@ _FLOAT_ERROR = 1e-5
 _EXACT = 2e-3
 """Tolerance for pixels at the limits of [0, 1] after denormalisation with the right constants."""
 _SAMPLED, _LEVELS, _OFF_LEVEL = 50, 16, 0.02
-"""Pixels look like 8-bit values if, in so many images, they lie on at least so many levels per channel, each no further
-off than this (of 255)."""
+"""Pixels look like 8-bit values if, in at least so many images (or all), they lie on at least so many levels per
+channel, each no further off than this (of 255)."""
 _CLIPPED_SHARE = 0.2
 """A larger fraction of values outside [0, 1] is another pixel space, and not a method that does not clip."""
 _WHITENED = 0.1
@@ -87,7 +89,7 @@ def eight_bit_notes(low: int, high: int, what: str) -> Iterator[Note]:
 
     ``what``: whose range it is, for messages.
     """
-    _require_light(high, 255, high <= 1)
+    _require_light(low, high, 255, high <= 1)
     yield Note(f"{what}, {low} to {high}")
     yield from _doubts(low / 255, high / 255)
 
@@ -101,7 +103,7 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
     notes = [Note(f"images: {name}, {_range(low, high)}")]
     tolerance = max(_FLOAT_ERROR if space.normalised is None else _ROUNDING, eps)
     if space.normalised is None:
-        _require_light(high, 1.0, high < _LOST)
+        _require_light(low, high, 1.0, high < _LOST)
         outside = _outside(images, tolerance)
         if outside and (not space.clip or outside > _CLIPPED_SHARE):
             raise _other_space(images, low, high, outside)
@@ -110,7 +112,7 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
         notes += _whitened(images)
         images = _undone(images, space.normalised)
         low, high = (float(value) for value in images.aminmax())
-        _require_light(high, 1.0, high < _LOST)
+        _require_light(low, high, 1.0, high < _LOST)
         notes.append(Note(f"undone: {spelled(space.normalised)}; pixels {_range(low, high)}"))
         outside = _outside(images, tolerance)
         if outside and (not space.clip or outside > _CLIPPED_SHARE):
@@ -135,9 +137,9 @@ def _undone(images: torch.Tensor, applied: Normalisation) -> torch.Tensor:
     return images * torch.tensor(applied.std).view(1, 3, 1, 1) + mean
 
 
-def _require_light(high: float, white: float, lost: bool) -> None:
+def _require_light(low: float, high: float, white: float, lost: bool) -> None:
     """Raise for images that are black, or nearly so as their scale was lost."""
-    if high == 0:
+    if high == low == 0:
         raise BadValue("All images are black.", "check how they were generated or saved")
     if high > 0 and lost:
         raise BadValue(

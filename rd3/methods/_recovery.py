@@ -47,8 +47,8 @@ class RecoverySettings(Settings):
     first_multiplier: float = Field(default=10.0, ge=0)
     """Weight of the first matched layer in the statistics loss; every other layer has weight 1."""
     init: str = Field(default=NOISE, exclude=True)
-    """Initial images: ``noise``, a set of the method ``random`` or ``rded``, or the key of any set.  The recipe stores
-    only the key of that set."""
+    """Initial images: ``noise``, a set of a method that needs no initial images itself, such as ``rded``, or the key of
+    a set of this dataset with at least this IPC.  The recipe stores only the key of that set."""
     save_format: SaveFormat = "png"
     """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as most of the authors did."""
 
@@ -84,7 +84,10 @@ def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
 
 
 def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Block]:
-    """Blocks of ``size`` images, class after class; 0..ipc-1 is divided into ``parts``, which hold all classes each."""
+    """Blocks of ``size`` images, class after class.
+
+    Image numbers are divided into ``parts`` (a setting of G-VBSM), which hold all classes each.
+    """
     numbers = [range(ipc * part // parts, ipc * (part + 1) // parts) for part in range(parts)]
     members = [(label, k) for of_part in numbers for label in range(num_classes) for k in of_part]
     return [

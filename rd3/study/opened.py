@@ -48,7 +48,7 @@ class Study:
         self._rows = RowsFile(self.path)
 
     def names(self) -> list[tuple[str, Key]]:
-        """(kind, key) of every entry, parents before children."""
+        """(kind, key) of every entry, in the order of ``KINDS``."""
         return sorted(self._rows.entries, key=lambda name: (kind_order(name[0]), name[1]))
 
     def find(self, kind: str, key: Key) -> Entry | None:

@@ -40,7 +40,7 @@ def check(uri: str, seconds: float) -> None:
     It is a :class:`TrackingUnavailable` if the same check may succeed later.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme == "sqlite" and re.match(r"[^:]*:(?!///)", uri):
+    if scheme == "sqlite" and sqlite_file(uri) is None:
         raise TrackingError(
             f"The tracking URI {without_password(uri)!r} has no path.",
             "write sqlite:///relative/path.db or sqlite:////absolute/path.db",
@@ -58,6 +58,7 @@ def check(uri: str, seconds: float) -> None:
 
             _within(seconds, uri, lambda: _logged_in(uri.rstrip("/"), seconds))
     elif scheme in _PORTS:
+        _check_port(uri)
         _within(seconds, uri, lambda: _database(uri, _PORTS[scheme], seconds))
     else:
         raise TrackingError(
@@ -142,6 +143,7 @@ def _database(uri: str, port: int, seconds: float) -> None:
 
 def _get(url: str, seconds: float) -> tuple[int, str]:
     """(status, beginning of the body) of a GET request; raises :class:`OSError` without a response."""
+    url = without_password(url)  # urllib takes a user name for a part of the host's
     try:
         with urllib.request.urlopen(url, timeout=seconds, context=_tls(url)) as answer:
             return answer.status, answer.read(400).decode(errors="replace")
@@ -154,11 +156,11 @@ def _tls(url: str) -> ssl.SSLContext | None:
     """The TLS settings of MLflow's client, from the same variables; None for http."""
     if not url.startswith("https"):
         return None
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-        return ssl._create_unverified_context()
     context = ssl.create_default_context()
     names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-    if variable := next((name for name in names if os.environ.get(name)), ""):
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        context = ssl._create_unverified_context()
+    elif variable := next((name for name in names if os.environ.get(name)), ""):
         trusted = os.environ[variable]
         file, folder = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
         context = _certificates(variable, lambda: ssl.create_default_context(cafile=file, capath=folder))
@@ -236,7 +238,7 @@ def _between(uri: str, status: int, body: str) -> Fault | None:
     """The fault if a proxy, or a port of the other scheme, responds instead of MLflow."""
     server = tracking_server(uri)
     by_proxy = proxy_fault(server)
-    if by_proxy is not None and not by_proxy.waits:  # the server is on this machine
+    if by_proxy is not None and not by_proxy.waits:  # only the fault of a server on this machine is one that stays
         return by_proxy
     if status == 400 and (fault := connection_fault(server, body)):
         return fault

@@ -613,6 +613,15 @@ def test_images_beside_a_list_of_their_labels_are_not_sent_in_a_circle(tmp_path,
     assert "trainLabels.csv may say which that is" in refused.value.fix
 
 
+def test_images_in_one_folder_with_an_array_of_their_labels(tmp_path):
+    """As Oxford Flowers has them."""
+    set_folder(tmp_path / "set", ("all",) * 3)
+    (tmp_path / "set" / "all" / "imagelabels.mat").touch()
+    with pytest.raises(DataMissing, match="no images in class folders") as refused:
+        import_folder(tmp_path / "set" / "all", TOY, tmp_path / "out")
+    assert "imagelabels.mat may say which that is" in refused.value.fix
+
+
 def test_names_that_are_paths_of_windows_are_said_and_unzip_makes_folders_of_them(tmp_path, roots):
     """Python's zipfile leaves the names in an archive by PowerShell 5 as they are (python/cpython#91036)."""
     source = data_folder(tmp_path / "source", ["cat", "dog"])

@@ -174,7 +174,7 @@ BAD = [
     ([(BYTES[0], 1)] * 6, "Image 0 is a pair of image and label"),
     ([BYTES[0], UNIT[0]] * 3, "Row 1 of images is (3, 32, 32) float32, row 0 is (3, 32, 32) uint8"),
     ([BYTES[0], BYTES[0, :, :16]] * 3, "Row 1 of images is (3, 16, 32)"),
-    (np.array(["a"] * 6), "images are a ndarray of <U1, expected numbers"),
+    (np.array(["a"] * 6), "images: a ndarray of <U1, expected numbers"),
     (UNIT.numpy() * 1j, "expected numbers"),
     (UNIT.to(torch.complex64), "complex"),
     (UNIT.to_sparse(), "not dense"),

@@ -167,6 +167,7 @@ def test_clipping_does_not_hide_another_space(images):
         (UNIT.astype(np.uint8), "by conversion of [0, 1] to integers. Fix: multiply by 255 before"),
         (0 * UNIT, "All images are black"),
         (0 * BYTES, "All images are black"),
+        ((UNIT - UNIT.min()) / (UNIT.max() - UNIT.min()) - 1, "range from -1 to 0"),
         (UNIT * np.nan, "not finite"),
         (UNIT - np.inf, "not finite"),
         (UNIT > 0.5, "images are booleans"),

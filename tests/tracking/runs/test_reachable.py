@@ -55,7 +55,9 @@ def serve() -> Iterator[object]:
 
 
 def test_a_server_that_is_mlflow(serve) -> None:
-    check(serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (200, "{}")}))
+    address = serve({"/health": (200, "OK"), "/version": (200, "3.17.2"), ASK: (200, "{}")})
+    check(address)
+    check(address.replace("//", "//me@"))
 
 
 def test_a_server_that_is_down(closed_port: int) -> None:
@@ -180,6 +182,12 @@ def test_databases_and_what_is_none(tmp_path: Path) -> None:
         TrackingError, match=r"The tracking URI 'sqlite://x\.db' has no path\. Fix: write sqlite:///rel"
     ):
         check("sqlite://x.db")
+    for without in ("sqlite:///", "sqlite:///:memory:"):
+        with pytest.raises(TrackingError, match="has no path"):
+            check(without)
+    for port in ("99999", "1x"):
+        with pytest.raises(TrackingError, match=f"{port}/db' has an invalid port; ports are 1 to 65535"):
+            check(f"postgresql+psycopg2://127.0.0.1:{port}/db")
     with pytest.raises(TrackingError, match=r"99999' has an invalid port; ports are 1 to 65535"):
         check("http://127.0.0.1:99999")
     with pytest.raises(TrackingError, match=r"Unsupported tracking URI '\./mlruns'"):
