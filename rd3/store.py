@@ -253,7 +253,7 @@ class FolderStore:
         self.root = Path(root)
 
     def names(self) -> list[tuple[str, str]]:
-        """(kind, key) of all entries in the order of ``KINDS``, without those of an older format that were converted."""
+        """(kind, key) of all entries in the order of ``KINDS``, without converted ones of an older format."""
         return [
             (kind, key) for kind in KINDS for key in self._listed("by-key", kind, self._listed("former-keys", kind))
         ]
