@@ -120,13 +120,13 @@ class LoadedGrid:
     def __init__(self, workspace: Workspace, expansion: Expansion):
         self.workspace, self.expansion = workspace, expansion
         self._not_compared = ""
-        """Why the ledger was not compared with MLflow when it was last read; empty if it was."""
+        """A remark on the last comparison of the ledger with MLflow: why there was none, or what lacks."""
         self.runs: list[Any] = []
         """The ledger's MLflow runs when it was last read; empty if it was not compared with them."""
 
     @cached_property
     def name(self) -> str:
-        """The ``name`` in the grid file, or the file's own name."""
+        """The ``name`` in the grid file, or the file's own name; ``grid`` for a mapping without one."""
         return self.expansion.source_grid.name
 
     def plan(self, *, device: str | None = None, devices: int | None = None) -> Plan:
@@ -197,12 +197,14 @@ class LoadedGrid:
 
         here = self.workspace.session
         entries = GridEntries.of(self.expansion.cells, here.ledger)
-        self._not_compared = ""
+        self._not_compared, self.runs = "", []
         try:
             gone = entries.compare(Tracker(here.with_identity()))
             self.runs = entries.runs
             if gone:
-                self._not_compared = f"{gone} without a run in MLflow, deleted or newer than its database"
+                self._not_compared = (
+                    f"{gone} without a run in MLflow, deleted, or lost when its database was restored from a backup"
+                )
         except TrackingError as error:  # results do not depend on the tracking server
             self._not_compared = f"not compared with MLflow: {error.message}"
         if self._not_compared:

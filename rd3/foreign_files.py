@@ -147,8 +147,8 @@ def _not_binary(path: Path, text: str) -> RD3Error | None:
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
         named = f" titled {_line(html.unescape(title[1]))!r}" if title and title[1].strip() else ""
         return DataCorrupt(
-            f"{path} is a web page (HTML){named}, not the file that its name says.",
-            "download that file itself, from the address at which a browser shows it, or remove this one",
+            f"{path} is a web page (HTML){named}, not the file that its name promises.",
+            "open its address in a browser and download the file itself, or remove this one",
         )
     if path.suffix.lower() in _BINARY:
         return DataCorrupt(f"{path} is text, not a {path.suffix} file; it begins {_line(text)!r}.", AGAIN)

@@ -202,7 +202,7 @@ class Context:
             return None
 
     def spent(self, recipe: SetRecipe) -> dict[str, float]:
-        """Recorded generation time of a set's parents, of those whose time counts (not of teachers)."""
+        """Recorded generation time of a set's parents, of those whose time counts (not of teachers and backbones)."""
         spent = {"wall_s": 0.0, "process_s": 0.0}
         for kind, key in recipe.parents():
             if not KINDS[kind].counts_as_generation:

@@ -52,8 +52,8 @@ def average_ranks(blocks: Sequence[Mapping[str, float]]) -> AverageRanks:
     methods = list(blocks[0]) if blocks else []
     if len(blocks) < 2 or len(methods) < 2 or any(set(block) != set(methods) for block in blocks):
         raise BadValue(
-            f"Average ranks got {len(blocks)} blocks of {len(methods)} methods, expected at least 2 of the same two "
-            "or more methods.",
+            f"Average ranks got {len(blocks)} blocks of {len(methods)} methods, expected at least 2 of each, and the "
+            "same methods in every block.",
             "leave out incomplete blocks",
         )
     scores = np.array([[block[name] for name in methods] for block in blocks], dtype=np.float64)

@@ -187,7 +187,7 @@ def logs(
         raise typer.Exit(_follow(client, where, info.submission_id))
     with jobs.job_errors(where):
         text = client.get_job_logs(info.submission_id)
-    sys.stdout.write(text)  # a closed pipe is no error of the cluster
+    sys.stdout.write(text)  # a closed pipe is not an error of the cluster
 
 
 @app.command("stop")

@@ -229,8 +229,9 @@ class Driver:
 
     def _close_unlogged(self, key: Key, status: str, reason: str) -> None:
         """Close a recipe whose process did not write to the log of trials how it ended."""
-        self._books.log_failure(self.queue.recipes[key].kind, key, status, reason)
         self._close(key, status, reason)
+        with contextlib.suppress(OSError):  # a full disk may be what ended it
+            self._books.log_failure(self.queue.recipes[key].kind, key, status, reason)
 
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)

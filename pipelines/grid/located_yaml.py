@@ -168,8 +168,8 @@ _WHOLE = "write the character itself"
 
 
 def _no_text(what: str, value: str) -> str:
-    """``what`` has an escape such as ``\\ud83d``: JSON writes an emoji as two of them, which YAML does not join."""
-    return f"{what} {value[:40]!r} has half of a character, which is no text."
+    """The problem of an escape such as ``\\ud83d``: JSON writes an emoji as two of them, which YAML does not join."""
+    return f"{what} {value[:40]!r} contains half of a character (an unpaired surrogate)."
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:

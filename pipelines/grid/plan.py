@@ -229,9 +229,8 @@ def make_plan(
     items: list[Item] = []
     costs = _Costs(expansion)
     flops = 0.0
-    for recipe in topological(
-        expansion.recipes.values(), expansion.larger_sets
-    ):  # larger sets before those copied from
+    # Larger sets come before the smaller ones that are copied from them.
+    for recipe in topological(expansion.recipes.values(), expansion.larger_sets):
         key = recipe.key
         label = expansion.label(key)
         if key in blocked:

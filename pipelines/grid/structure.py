@@ -58,7 +58,7 @@ Measures = Annotated[list[str], BeforeValidator(_measures)]
 
 
 class PartStructure(Structure):
-    """The keys of a part; the defaults of those that may be missing are those of ``Part``."""
+    """The keys of a part; missing ones have the defaults of :class:`pipelines.grid.values.Part`, not these."""
 
     methods: Choices
     datasets: Names
@@ -73,6 +73,7 @@ class PartStructure(Structure):
     vary: dict[str, Values] = {}
     setting: str = ""
     paper: Annotated[dict[str, str], Field(max_length=1)] = {}
+    """Where the paper prints these results: a table, and the beginning of a configuration in it."""
 
 
 class GridStructure(PartStructure):

@@ -29,7 +29,7 @@ _STUDIES = {
     "name": "database of studies",
     "elsewhere": "give another --storage",
     "move": "give a file on another file system as --storage",
-    "lost": "the studies are written anew from there",
+    "lost": "and the studies are written anew from it",
     "shared": "--storage postgresql+psycopg2://...",
 }
 """What messages say of the studies' SQLite database."""
@@ -127,7 +127,7 @@ def _database(url: str) -> BaseStorage:
 
     options = {}
     file = sqlite_file(url)
-    if file is not None and not file.parent.is_dir():
+    if file is not None and not str(file).startswith("file:") and not file.parent.is_dir():  # or a URI of SQLite
         folder = file.absolute().parent
         raise BadValue(
             f"There is no folder {folder}, which --storage {url} names.", f"mkdir -p {shlex.quote(str(folder))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from rd3.datasets._base import DatasetInfo
@@ -11,7 +10,6 @@ from rd3.datasets._folder import find_folder
 from rd3.datasets._records import Found
 from rd3.datasets._source import Counts, FileSource
 from rd3.datasets._sources import register_dataset
-from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -24,10 +22,13 @@ class _ImageNetFamily(FileSource):
     def look(self, folder: Path) -> Found | None:
         if folder.name == WHOLE and self.info.name != WHOLE:
             # ImageNet-1K's class folders also contain these ten classes; its Parquet files cannot be split by class.
-            with contextlib.suppress(DataCorrupt, DataMissing):  # not all are there, as before the images were sorted
-                return find_folder(folder, self.info, self.test_names)
-            return None
+            return find_folder(folder, self.info, self.test_names) if self._has_test_folders(folder) else None
         return super().look(folder)
+
+    def _has_test_folders(self, folder: Path) -> bool:
+        """Whether test images are in folders of their classes; those of ILSVRC come in one folder."""
+        splits = [path for path in folder.iterdir() if path.name.lower() in self.test_names] if folder.is_dir() else []
+        return any((split / name).is_dir() for split in splits for name in self.info.class_ids)
 
 
 @register_dataset(WHOLE)

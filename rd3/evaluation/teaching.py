@@ -59,10 +59,10 @@ class LabelledViews:
         once: OnceLabels | None = None,
         cached: CachedLogits | None = None,
     ):
-        """``teachers`` are frozen and on the device of ``images``; ``recipe`` is any of those sharing the views.
+        """``recipe`` is any of those sharing the views; ``teachers`` are frozen, when first read at the latest.
 
-        ``once``: the set's own labels, which need no teacher.  ``cached``: cached logits of the teachers; call
-        :meth:`close` after use.
+        They are on the device of ``images``.  ``once``: the set's own labels, which need no teacher.  ``cached``:
+        cached logits of the teachers; call :meth:`close` after use.
         """
         self._teachers, self._precision = teachers, precision
         self.cached_logits: LogitsStream | None = None
@@ -149,7 +149,7 @@ class LabelledBatch:
         return self.batch.last
 
     def under(self, protocol: EvalProtocol) -> Batch:
-        """The batch with soft labels, combined and stored as the protocol specifies; unchanged without teachers."""
+        """The batch with soft labels, combined and stored as the protocol specifies; unchanged for hard labels."""
         if self._once is not None:
             logits = self._once.of(self.batch, protocol)
         elif self.logits:

@@ -168,7 +168,7 @@ def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[st
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not is_litter(name) and not (name in read and Path(folder) == root)]
         targets = {name: os.path.realpath(Path(folder, name)) for name in folders}
-        folders[:] = [name for name in folders if targets[name] not in seen]
+        folders[:] = [name for name in folders if targets[name] not in seen and _belongs(root, folder, name, depths)]
         seen.update(targets.values())
         within = os.path.relpath(folder, root) in depths
         for name in files:
@@ -179,3 +179,9 @@ def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[st
                 yield suffix
             elif not within:
                 yield f"{suffix} outside the class folders"
+
+
+def _belongs(root: Path, folder: str, name: str, depths: set[str]) -> bool:
+    """Whether a folder in ``folder`` is one of ``depths``, leads to one, or is no link to somewhere else."""
+    within = os.path.relpath(Path(folder, name), root)
+    return not Path(folder, name).is_symlink() or any(f"{depth}/".startswith(f"{within}/") for depth in depths)

@@ -39,7 +39,7 @@ def soft_labels_of(
         _require_normalised(given)
     columns = given if order is None else columns_in_order(given, order, info)
     soft = SoftLabels(columns.contiguous(), resolved)
-    return soft, [_described(soft, kind), *_stated_kind_in_doubt(soft), _agreement(soft, labels, info)]
+    return soft, [_described(soft, kind), *_stated_kind_in_doubt(soft), _agreement(soft, labels, given, order, info)]
 
 
 def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
@@ -132,14 +132,19 @@ def _stated_kind_in_doubt(soft: SoftLabels) -> Iterator[Note]:
         yield Note("soft labels are stated as logits, but their rows sum to 1 as probabilities do", doubtful=True)
 
 
-def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
-    """How many images have their largest soft label at their class; raises for permuted rows or columns."""
+def _agreement(
+    soft: SoftLabels, labels: torch.Tensor, given: torch.Tensor, order: StatedOrder | None, info: ClassList
+) -> Note:
+    """How many images have their largest soft label at their class; raises for permuted rows or columns.
+
+    ``given``: the columns as they were before they were brought from the stated ``order`` to the dataset's.
+    """
     from scipy.stats import binom
 
     largest, count = soft.values.argmax(dim=1), len(labels)
     agreeing = int((largest == labels).sum())
     fact = f"the largest of an image's soft labels is at its class for {agreeing} of {count} images"
-    _refuse_permuted(largest, labels, agreeing, fact, info)
+    _refuse_permuted(given.argmax(dim=1), labels, agreeing, fact, order, info)
     if 2 * agreeing < count and float(binom.sf(agreeing - 1, count, 1 / info.num_classes)) > _LEVEL:
         raise BadValue(
             f"soft_labels do not belong to these images: {fact}, which is not significantly better than chance.",
@@ -148,8 +153,13 @@ def _agreement(soft: SoftLabels, labels: torch.Tensor, info: ClassList) -> Note:
     return Note(f"soft labels: {fact}", doubtful=agreeing < _EXPECTED_AGREEMENT * count)
 
 
-def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, info: ClassList) -> None:
-    """Raise if another one-to-one order of the columns agrees with the labels far better."""
+def _refuse_permuted(
+    largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, order: StatedOrder | None, info: ClassList
+) -> None:
+    """Raise if another one-to-one order of the columns agrees with the labels far better.
+
+    ``largest``: the column of each image's largest soft label; ``order``: that of the columns (None: the dataset's).
+    """
     from scipy.optimize import linear_sum_assignment
 
     table = np.zeros((info.num_classes, info.num_classes), dtype=np.int64)
@@ -158,9 +168,11 @@ def _refuse_permuted(largest: torch.Tensor, labels: torch.Tensor, agreeing: int,
     better = int(table[classes, columns].sum())
     # With one image of each class a perfect permutation always exists, so it proves nothing.
     if better - agreeing >= _MIN_GAIN * len(labels) and len(labels) > info.num_classes:
-        first = next(label for label, column in zip(classes, columns, strict=True) if label != column)
+        meant = list(range(info.num_classes)) if order is None else order.bring(range(info.num_classes), info)
+        owner = "dataset's" if order is None else "stated"
+        first = next(label for label in classes if meant[columns[label]] != label)
         raise ClassOrderError(
             f"The columns of soft_labels look permuted: {fact}, with another order it would be for {better}; class "
-            f"{info.class_ids[first]} is column {columns[first]}, not {first}.",
-            f"bring them to the dataset's class order: soft_labels[:, {columns.tolist()}]",
+            f"{info.class_ids[first]} is column {columns[first]}, not {meant.index(first)}.",
+            f"bring them to the {owner} class order: soft_labels[:, {[int(columns[label]) for label in meant]}]",
         )

@@ -338,6 +338,6 @@ def reductions(
     cut: dict[str, tuple[float, float]] = {}
     for name in cls.counted:
         used, expected = getattr(settings, name), reference.get(name, cls.Settings.model_fields[name].default)
-        if used < expected:
+        if isinstance(expected, int | float) and used < expected:  # a plugin's setting may have no default
             cut[name] = (used, expected)
     return cut

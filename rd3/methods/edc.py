@@ -95,7 +95,7 @@ class EDC(PoolMethod):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         cost = super().cost(recipe, info, forward)
-        # The averaged images take one forward pass more, besides the two of forward and backward.
+        # The averaged images take one forward pass more, besides the two that :func:`recovery_cost` counts.
         return 1.5 * cost if recipe.settings["flatness_weight"] else cost
 
 

@@ -67,6 +67,6 @@ def _value(array: np.ndarray | bytes) -> Any:
     """Numbers as a tensor, others, such as names, as a list; single values as such, and files that are no arrays."""
     if isinstance(array, bytes):
         return array
-    if array.dtype.kind not in "biuf" or not array.ndim or array.dtype == np.longdouble:
+    if array.dtype.kind not in "biuf" or not array.ndim or (array.dtype.kind == "f" and array.itemsize > 8):
         return array.tolist()
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

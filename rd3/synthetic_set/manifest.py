@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_format(raw: bytes, path: Path) -> None:
-    """Raise for a later format, before its fields are checked, of which this version may not know all."""
+    """Raise for a later format, before its fields are checked, as this version may not know all of them."""
     try:
         stated = json.loads(raw)["format"]
     except (ValueError, KeyError, TypeError, RecursionError):

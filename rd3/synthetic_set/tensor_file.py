@@ -19,7 +19,7 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
 SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
-SOFT = re.compile(r"soft|logit|prob|teacher|relabel|label_?syn|fkd")
+SOFT = re.compile(r"soft|logit|prob(?!lem)|teacher|relabel|label_?syn|fkd")
 """Names of fields that may hold soft labels."""
 SOFT_LABEL_KIND = "soft_label_kind"
 """The field that says what soft labels are: ``logits`` or ``probabilities``."""
@@ -81,7 +81,7 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
 def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], classes: int, say: Say) -> TensorFile:
     """Images and labels among the fields of a file, by the names in common use; the rest as :func:`described` reads it.
 
-    ``notes``: text beside the fields.
+    ``notes``: text beside the fields, which replaces none of them.
     """
     from rd3.inputs.torch_files import is_foreign
 
@@ -95,7 +95,8 @@ def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], 
         if name != what:
             say(Note(f"{what} are read from {_field(file, name)}"))
     beside = {name: value for name, value in fields.items() if name not in (images, labels)}
-    return described(file, fields[images], fields[labels], beside | dict(notes), classes, say)
+    others = {name: note for name, note in notes.items() if name not in fields}
+    return described(file, fields[images], fields[labels], others | beside, classes, say)
 
 
 def _field_of(fields: Mapping[Any, Any], accepted: tuple[str, ...]) -> Any:

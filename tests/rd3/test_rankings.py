@@ -95,5 +95,5 @@ def test_a_bootstrap_of_two_seeds_is_refused():
 
 @pytest.mark.parametrize("blocks", [[], [{"a": 1.0, "b": 2.0}], [{"a": 1.0}] * 2, [{"a": 1.0, "b": 2.0}, {"a": 1.0}]])
 def test_average_ranks_of_incomplete_blocks_are_refused(blocks):
-    with pytest.raises(BadValue, match="expected at least 2 of the same two or more methods"):
+    with pytest.raises(BadValue, match="expected at least 2 of each, and the same methods"):
         average_ranks(blocks)

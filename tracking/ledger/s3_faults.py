@@ -258,7 +258,7 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
             break
     else:
         found = replace(_OTHER, waits=status >= 500 and status not in PERMANENT_STATUSES)
-    return found.about(
+    fault = found.about(
         endpoint=endpoint,
         root=root,
         bucket=urlsplit(root).netloc,
@@ -267,6 +267,12 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
         operation=refusal.operation or "that",
         permission=refusal.permission,
     )
+    return _sentence(fault)
+
+
+def _sentence(fault: Fault) -> Fault:
+    """The fault with a capital where its message begins with a server's name, ``the S3 server ...``."""
+    return replace(fault, message=f"T{fault.message[1:]}") if fault.message.startswith("the ") else fault
 
 
 _EXCEPTIONS = {
@@ -310,7 +316,7 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
     facts["profile"] = f" --profile {profile}" if (profile := os.environ.get("AWS_PROFILE")) else ""
     for names, fault in _EXCEPTIONS.items():
         if name in names.split():
-            return fault.about(**facts)
+            return _sentence(fault.about(**facts))
     if not connects:
         return _UNUSABLE.about(**facts)
     if "recursion" in text:  # boto3 follows a redirect that names no region until the stack is exhausted
@@ -319,8 +325,8 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
 
 
 def _server(endpoint: str) -> Server:
-    """The server at a URL; ``endpoint`` is a name, ``The S3 server ...``, where MLflow alone knows the URL."""
-    name = endpoint if endpoint.startswith("The S3 server") else f"The S3 server {endpoint}"
+    """The server at a URL; ``endpoint`` is a name, ``the S3 server ...``, where MLflow alone knows the URL."""
+    name = f"T{endpoint[1:]}" if endpoint.startswith("the S3 server") else f"The S3 server {endpoint}"
     return Server(name, endpoint, "AWS_ENDPOINT_URL", "AWS_CA_BUNDLE")
 
 

@@ -109,7 +109,7 @@ def _converted(error: Exception, tracking_uri: str, files: str, home: Path | Non
         return mlflow_fault(error, tracking_uri, files).error(TrackingError, TrackingUnavailable)
     if package in _S3:
         try:
-            with s3_errors(files, "The S3 server"):
+            with s3_errors(files, "the S3 server"):
                 raise error
         except StoreError as converted:
             return converted
@@ -173,8 +173,8 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     refusal = Refusal.quoted(text)
     if refusal is not None:
         if not uri.startswith("http"):
-            return refused(refusal, files, "The S3 server")
-        of_bucket = refused(refusal, files, f"The S3 server of MLflow at {where}")
+            return refused(refusal, files, "the S3 server")
+        of_bucket = refused(refusal, files, f"the S3 server of MLflow at {where}")
         return Fault(of_bucket.message, f"for MLflow's own access to S3, {of_bucket.fix}", of_bucket.waits)
     schema = _schema_fault(text, uri)
     if schema is not None:

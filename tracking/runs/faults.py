@@ -31,7 +31,7 @@ SQLITE = {
     ),
     r"disk image is malformed|malformed database schema": Fault(
         "The {name} {database} is damaged.",
-        "restore a backup, or move the file away: results and reports come from the ledger and are kept, but {lost}",
+        "restore a backup, or move the file away: results and reports come from the ledger and are kept, {lost}",
     ),
     "unable to open database file": Fault(
         "The {name} {database} cannot be opened.", "make the file and its folder writable"
@@ -101,7 +101,7 @@ MLFLOW = {
     "name": "MLflow database",
     "elsewhere": "set MLFLOW_TRACKING_URI",
     "move": "set RD3_HOME, or MLFLOW_TRACKING_URI if it is set, to another file system",
-    "lost": "MLflow will show new runs only",
+    "lost": "but MLflow will show new runs only",
     "shared": "a tracking server",
 }
 """What the texts of :data:`SQLITE` say of MLflow's database."""

@@ -69,7 +69,7 @@ def check(uri: str, seconds: float) -> None:
 
 def _check_port(uri: str) -> None:
     try:
-        urlsplit(uri).port  # noqa: B018 - raises
+        urlsplit(without_password(uri)).port  # noqa: B018 - raises
     except ValueError:
         raise TrackingError(
             f"The tracking URI {without_password(uri)!r} has an invalid port; ports are 1 to 65535.",
@@ -132,7 +132,7 @@ def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
 
 
 def _database(uri: str, port: int, seconds: float) -> None:
-    parts = urlsplit(uri)
+    parts = urlsplit(without_password(uri))
     try:
         socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=seconds).close()
     except OSError as error:

@@ -143,15 +143,18 @@ def server_advice(place: Place, roots: list[str]) -> list[str]:
     if sqlite_file(place.tracking_uri) is not None:
         return []
     where, new = without_password(place.tracking_uri), open_objects(place.artifacts).url()
-    former = roots[0] if roots else "FORMER_ROOT"
-    old = open_objects(former).url() if roots else former
-    # The tag rd3.ledger, by which a ledger finds its runs.
-    ledger = f"UPDATE tags SET value = {_literal(place.artifacts)} WHERE value = {_literal(former)};"
+    former, old = (roots[0], open_objects(roots[0]).url()) if roots else ("FORMER_ROOT", "FORMER_URL")
+    # By the tag rd3.ledger a ledger finds its runs.
+    ledger = (
+        f"UPDATE tags SET value = {_literal(place.artifacts)} WHERE key = 'rd3.ledger' AND value = {_literal(former)};"
+    )
     columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
     statements = " ".join(
         f"UPDATE {table} SET {column} = replace({column}, {_literal(old + '/')}, {_literal(new + '/')});"
         for table, column in columns
     )
+    moved = f"replace(value, {_literal(old + '/')}, {_literal(new + '/')})"
+    statements += f" UPDATE tags SET value = {moved} WHERE key = 'rd3.files';"
     return [
         f"{where} was not changed. Stop what uses its database, and make a backup. If its server serves the files "
         f"(mlflow-artifacts:/...), move them to its --artifacts-destination and run: {ledger}",

@@ -68,7 +68,7 @@ def _checked(store: TrackedStore, kind: str, key: Key, tagged: Mapping[str, str]
 
 
 def _compare_result(entry: Entry, folder: Path) -> None:
-    """Raise :class:`DataCorrupt` unless the entry's figures are those of the ``result.json`` among its files."""
+    """Raise :class:`DataCorrupt` if a figure of the entry is another in the ``result.json`` among its files."""
     if "result.json" not in entry.files:
         return
     written = json.loads((folder / "result.json").read_text())

@@ -93,10 +93,10 @@ class TextToImage(Backbone):
 
     Deviations of the local model: the autoencoder is trained without perceptual and adversarial losses, and the text
     encoder with the U-Net; of the images that lose their prompt, half get D4M's negative prompt instead of the empty
-    one, which therefore means "no class" to a model that has never seen a cartoon.
+    one, so that "cartoon, anime, painting" means "no class" to a model that has never seen a cartoon.
     """
 
-    guided_channels = LATENT_CHANNELS
+    guided_channels = LATENT_CHANNELS  # all that it predicts
     components = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
     def __init__(

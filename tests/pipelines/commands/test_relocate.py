@@ -296,11 +296,14 @@ def test_a_tracking_server_is_only_advised(
     with closing(sqlite3.connect(":memory:")) as database:
         database.execute("CREATE TABLE runs (artifact_uri)")
         database.execute("CREATE TABLE experiments (artifact_location)")
-        database.execute("CREATE TABLE tags (value)")
+        database.execute("CREATE TABLE tags (key, value)")
         old = (tmp_path / "it's").as_uri()
         database.execute("INSERT INTO runs VALUES (?)", (f"{old}/runs/1",))
-        database.executemany("INSERT INTO tags VALUES (?)", [(str(tmp_path / "it's"),), ("done",)])
+        tags = {"rd3.ledger": str(tmp_path / "it's"), "rd3.imported": str(tmp_path / "it's"), "rd3.files": f"{old}/f/1"}
+        database.executemany("INSERT INTO tags VALUES (?, ?)", tags.items())
         database.executescript(out.partition("Otherwise run: ")[2])
         assert database.execute("SELECT * FROM runs").fetchone() == (f"{(home / 'artifacts').as_uri()}/runs/1",)
         # Without it, the ledger at the new place would not find its runs.
-        assert database.execute("SELECT * FROM tags").fetchall() == [(str(home / "artifacts"),), ("done",)]
+        artifacts = home / "artifacts"
+        moved = {"rd3.ledger": str(artifacts), "rd3.files": f"{artifacts.as_uri()}/f/1"}
+        assert dict(database.execute("SELECT * FROM tags").fetchall()) == tags | moved

@@ -489,6 +489,11 @@ def test_imagenet_without_sorted_test_images_hides_no_imagenette(tmp_path):
     holds = r"imagenet1k holds train, val, which is not a known layout of it\. Fix: rd3 data fetch imagenette"
     with pytest.raises(DataMissing, match=holds):
         open_dataset("imagenette", roots)
+    first = tmp_path / "data/imagenet1k/val" / dataset_info("imagenette").class_ids[0]
+    first.mkdir()
+    with pytest.raises(DataCorrupt, match="imagenet1k/val has 1 of the 10 class folders of imagenette"):
+        open_dataset("imagenette", roots)
+    first.rmdir()
     empty_images(tmp_path / "home/data/imagenette", {"train": 20, "val": 10})
     with pytest.raises(DataCorrupt, match="home/data/imagenette holds 20 training and 10 test images"):
         open_dataset("imagenette", roots)

@@ -104,6 +104,30 @@ def test_permuted_columns_are_refused_with_their_order(values):
     assert torch.equal(taken(permuted[:, order])[0].values, values)
 
 
+def test_the_order_of_permuted_columns_is_one_of_those_in_the_file(tmp_path):
+    """The file states an order, in which its labels are, but not its columns; the fix keeps the stated order."""
+    stated = ["toy2", "toy0", "toy1"]
+    labels = torch.tensor([stated.index(f"toy{label}") for label in LABELS.tolist()])
+    file = {"images": IMAGES, "labels": labels, "classes": stated}
+    torch.save(file | {"soft_labels": LOGITS}, tmp_path / "mine.pt")
+    with pytest.raises(ClassOrderError, match="class toy0 is column 0, not 1") as caught:
+        import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "out")
+    order = json.loads(caught.value.fix.partition("the stated class order: soft_labels[:, ")[2][:-1])
+    torch.save(file | {"soft_labels": LOGITS[:, order]}, tmp_path / "mine.pt")
+    import_tensors(tmp_path / "mine.pt", TOY, tmp_path / "out")
+    assert SyntheticSet.open(tmp_path / "out").soft_labels is not None
+
+
+def test_soft_labels_with_a_note_of_the_same_name_are_read(tmp_path):
+    save_file(
+        {"images": IMAGES, "labels": LABELS, "soft_labels": LOGITS},
+        tmp_path / "mine.safetensors",
+        {"soft_labels": "of a ResNet-18", "labels": "int64"},
+    )
+    import_tensors(tmp_path / "mine.safetensors", TOY, tmp_path / "out")
+    assert SyntheticSet.open(tmp_path / "out").soft_labels is not None
+
+
 def test_a_kind_without_labels_is_refused():
     with pytest.raises(BadValue, match="soft_label_kind is 'logits', but there are no soft labels"):
         taken(None, "logits")

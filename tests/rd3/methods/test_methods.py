@@ -120,6 +120,23 @@ def test_a_method_brings_its_published_settings(monkeypatch):
     assert reductions("own", cifar10, fewer, 1) == {"draws": (9, 100)}
 
 
+def test_a_counted_setting_without_a_default_is_reduced_below_a_preset_alone(monkeypatch):
+    class Settings(rd3.methods.Settings):
+        draws: int
+
+    class Own(METHODS.get("random")):
+        """Random images, drawn several times."""
+
+        counted = ("draws",)
+        presets = {"cifar10": {"source": "a paper", "draws": 100}, "default": {"source": "the same"}}
+
+    Own.Settings = Settings
+    monkeypatch.setattr(METHODS, "_things", {**METHODS._things, "own": Own})
+    for name, cut in (("cifar10", {"draws": (9, 100)}), ("digits", {})):
+        info = dataset_info(name)
+        assert reductions("own", info, resolve_settings("own", info, 1, {"draws": 9})) == cut
+
+
 def test_wrong_settings():
     info = dataset_info("cifar10")
     with pytest.raises(UnknownName, match=r"Method sre2l has no setting 'iteration'\. Fix: did you mean 'iterations'"):

@@ -98,6 +98,8 @@ def test_s3_that_mlflow_uses_in_this_process_is_named_once() -> None:
     assert found.message == "The S3 server does not respond (Connection refused)."
     missing = ClientError({"Error": {"Code": "NoSuchBucket"}}, "PutObject")
     assert named(missing).message == "The S3 server has no bucket 'bucket'."
+    timeout = ClientError({"Error": {"Code": "504"}, "ResponseMetadata": {"HTTPStatusCode": 504}}, "PutObject")
+    assert "before the S3 server gets no response" in named(timeout).message
 
 
 def test_s3_that_is_set_up_wrongly() -> None:
