@@ -48,7 +48,7 @@ class Comparison(NamedTuple):
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
 
         ``equal within noise`` means that no difference was shown; ``equivalent``, that any difference was shown to be
-        smaller than the bound, also where there is one.
+        smaller than the bound, even where one was shown.
         """
         if self.adjusted is None:
             return "not tested"

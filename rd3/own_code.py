@@ -1,6 +1,6 @@
 """A short hash of code that does not ship with RD3, such as a method in a notebook.
 
-It covers what Python executes: neither comments nor docstrings (but those of inner functions), nor where the code is.
+It covers what Python executes: neither comments nor docstrings, except those of inner functions, nor where the code is.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Part:
 
 
 def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """(status, body) of a GET; (0, empty) where nobody answers."""
+    """(status, body) of a GET; (0, empty) without a response."""
     return _ask(urllib.request.Request(url, headers=headers or {}))
 
 
@@ -90,7 +90,7 @@ def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
-    except (OSError, http.client.HTTPException):  # also one who stops in the middle, or does not speak HTTP
+    except (OSError, http.client.HTTPException):  # a server that stops in mid-reply, or no HTTP server
         return 0, b""
 
 

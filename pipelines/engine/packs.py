@@ -21,7 +21,7 @@ class Packs:
         self._packing = Packing([one for one in queue.recipes.values() if isinstance(one, Recipe)], side_by_side=on_gpu)
 
     def companions(self, first: Queued, at_a_time: int, alone: Collection[Key]) -> list[EvaluationRecipe]:
-        """Evaluations to be trained with ``first``, just taken from the queue, where ``at_a_time`` such trials run.
+        """Evaluations to be trained with ``first``, just taken from the queue; ``at_a_time`` trials run at once.
 
         ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
         that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at

@@ -127,10 +127,11 @@ def _database(url: str) -> BaseStorage:
 
     options = {}
     file = sqlite_file(url)
-    if file is not None and not str(file).startswith("file:") and not file.parent.is_dir():  # or a URI of SQLite
+    is_path = file is not None and not str(file).startswith("file:")  # which begins a URI of SQLite's own
+    if file is not None and is_path and not file.parent.is_dir():
         folder = file.absolute().parent
         raise BadValue(
-            f"There is no folder {folder}, which --storage {url} names.", f"mkdir -p {shlex.quote(str(folder))}"
+            f"The folder {folder} of --storage {url} does not exist.", f"mkdir -p {shlex.quote(str(folder))}"
         )
     try:
         if url.startswith("postgresql"):
@@ -144,7 +145,7 @@ def _database(url: str) -> BaseStorage:
         if "table schema" not in str(error):
             raise
         raise _other_version(url, str(error)) from None
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:  # ValueError: the port is no number
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:  # ValueError: an invalid port
         first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         if file is not None and not isinstance(error, ImportError):
             raise sqlite_fault(RuntimeError(first), file, _STUDIES).error(StoreError, StoreUnavailable) from None

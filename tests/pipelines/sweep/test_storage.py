@@ -63,7 +63,7 @@ def test_a_file_that_is_no_database_is_blamed_on_the_option(tmp_path):
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(BadValue, match=r"There is no folder \S+new, which --storage .* mkdir -p"):
+    with pytest.raises(BadValue, match=r"The folder \S+new of --storage \S+ does not exist\. Fix: mkdir -p"):
         open_storage(f"sqlite:///{tmp_path / 'new' / 'x.db'}", "", tmp_path)
 
 
