@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save
@@ -29,7 +29,7 @@ from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import BadValue, DataMissing
 from rd3.models import NormalisedNetwork
-from rd3.models._matched import matched_layers
+from rd3.models._matched import Moments, matched_layers
 from rd3.recipe import Key, StatisticsRecipe
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
@@ -37,17 +37,6 @@ from rd3.store import sha256_file, write_atomically
 from rd3.teacher.training import Images, augment
 
 STATISTICS, MANIFEST = "statistics.safetensors", "manifest.json"
-
-
-class Moments(NamedTuple):
-    """Means and biased variances of a layer's input, per channel (D) and per tile (T, row-major)."""
-
-    mean: torch.Tensor
-    """(..., D)"""
-    var: torch.Tensor
-    patch_mean: torch.Tensor | None = None
-    """(..., T), over all channels and pixels of a tile, a square patch of the input; None for BatchNorm layers."""
-    patch_var: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,9 @@ class Context:
         whole = self.progress
         return lambda fraction: whole((number + fraction) / of)
 
-    def rng(self, stream: str, block: int | None = None) -> torch.Generator:
-        """A CPU random stream of this set, determined by set seed, name and block alone."""
-        names = (stream,) if block is None else (stream, block)
-        return generator(self.recipe.set_seed or 0, "synthesize", *names)
+    def rng(self, stream: str, *numbers: int) -> torch.Generator:
+        """A CPU random stream of this set, determined by set seed, name and numbers (such as a label) alone."""
+        return generator(self.recipe.set_seed or 0, "synthesize", stream, *numbers)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Run network passes at the recipe's precision; cast outputs to fp32 for statistics and losses."""
@@ -248,11 +247,6 @@ def register_method(name: str, *, version: int) -> Callable[[type[Method]], type
         return METHODS.register(name)(method)
 
     return add
-
-
-def method_names() -> list[str]:
-    """Names of all available methods."""
-    return METHODS.names()
 
 
 class Published(NamedTuple):

@@ -185,7 +185,7 @@ class BatchNormMatching(Method):
                 images,
                 loss_of,
                 space,
-                **settings.descent,
+                settings,
                 where=f"{type(self).__name__}, block {', '.join(str(batch.index) for batch in batches)}",
                 progress=progress,
             )

@@ -10,7 +10,6 @@ from rd3.diffusion.guide import PLAIN, Guide, Member
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method
 from rd3.recipe import SetRecipe
-from rd3.seeding import generator
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
@@ -88,7 +87,7 @@ def sampled(
                 backbone,
                 backbone.scheduler(scheduler),
                 (conditions or backbone.conditions)(labels),
-                [generator(ctx.recipe.set_seed or 0, "synthesize", "sample", *member) for member in part],
+                [ctx.rng("sample", *member) for member in part],
                 part,  # passed on to the guide
                 steps=steps,
                 guidance=guidance,

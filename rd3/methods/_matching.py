@@ -6,19 +6,18 @@ Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from rd3.errors import DataCorrupt
 from rd3.lazy import nn, torch
-from rd3.methods._recovery import channel_moments
-from rd3.models._matched import matched_layers
+from rd3.methods._recovery import LayerLoss, channel_moments
+from rd3.models._matched import Moments, matched_layers
 
 if TYPE_CHECKING:
-    from rd3.layer_statistics import LayerStatistics, Moments
+    from rd3.layer_statistics import LayerStatistics
 
-Targets = Mapping[str, "Moments"]
+Targets = Mapping[str, Moments]
 """Target moments of each layer, by its name."""
 
 
@@ -56,7 +55,7 @@ def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.T
 
 def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     """(B, D, H, W) -> (D,) and (T,): differentiable moments of a whole batch; no tiles without ``patch``."""
-    from rd3.layer_statistics import Moments, whole_tiles
+    from rd3.layer_statistics import whole_tiles
 
     mean, var = (values[0] for values in channel_moments()(maps, 1))
     if patch is None:
@@ -67,7 +66,7 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
     """Moments of all training images: collected ones for convolutions, running statistics for BatchNorm layers."""
     return {
-        name: _gathered([layer.running_mean, layer.running_var, None, None])
+        name: Moments._make((layer.running_mean, layer.running_var, None, None))
         if isinstance(layer, nn.BatchNorm2d)
         else _of_layer(statistics.whole, name, statistics)
         for name, layer in matched_layers(network).items()
@@ -79,21 +78,12 @@ def targets_of_labels(
 ) -> dict[str, Moments]:
     """Mean of the class moments over ``labels``, (B,) int64."""
     return {
-        name: _gathered(
+        name: Moments._make(
             None if values is None else values[labels].mean(0)
             for values in _of_layer(statistics.classes, name, statistics)
         )
         for name in matched_layers(network)
     }
-
-
-def _gathered(values: Iterable[torch.Tensor | None]) -> Moments:
-    """:class:`Moments` from the values of its fields in order; those of channels are never None."""
-    from rd3.layer_statistics import Moments
-
-    mean, var, patch_mean, patch_var = values
-    assert mean is not None and var is not None
-    return Moments(mean, var, patch_mean, patch_var)
 
 
 def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
@@ -106,7 +96,7 @@ def _of_layer(part: Targets, name: str, statistics: LayerStatistics) -> Moments:
     return part[name]
 
 
-class MatchingLoss(ExitStack[None]):
+class MatchingLoss(LayerLoss):
     """Distance of a batch's moments from targets, over all convolutions and BatchNorm2d layers of a bare network.
 
     For each layer, in ``named_modules`` order, it sums the L2 norms of (target - moment) over channel means and biased
@@ -130,52 +120,34 @@ class MatchingLoss(ExitStack[None]):
         drop_rate: float = 0.0,
         stream: torch.Generator | None = None,
     ):
-        super().__init__()
-        self.layers = matched_layers(network)
+        super().__init__(matched_layers(network), first_multiplier)
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
         self.targets = targets
         self.patch, self.ema, self.drop_rate, self.stream = patch, ema, drop_rate, stream
-        self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(self.layers)}
         self._averages: dict[str, Moments] = {}
-        self._terms: dict[str, torch.Tensor] = {}
 
-    def __enter__(self) -> Self:
-        self.callback(self._terms.clear)
-        dropped = self._dropped()
-        for name, layer in self.layers.items():
-            if name not in dropped:
-                patch = self.patch if name in self.convolutions else None
-                self.enter_context(layer.register_forward_pre_hook(self._hook(name, patch)))
-        return self
-
-    def _dropped(self) -> set[str]:
+    def measured(self) -> list[str]:
         if not self.drop_rate:
-            return set()
+            return list(self.layers)
         chances = torch.rand(len(self.convolutions), generator=self.stream).tolist()
-        return {name for name, chance in zip(self.convolutions, chances, strict=True) if chance < self.drop_rate}
+        dropped = {name for name, chance in zip(self.convolutions, chances, strict=True) if chance < self.drop_rate}
+        return [name for name in self.layers if name not in dropped]
 
-    def _hook(self, name: str, patch: int | None) -> Callable[..., None]:
-        def measure(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            moments = self._averaged(name, moments_of_batch(inputs[0].float(), patch))
-            distances = (weight * _distance(target[name], moments) for weight, target in self.targets)
-            self._terms[name] = cast("torch.Tensor", sum(distances))
-
-        return measure
+    def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+        moments = self._averaged(name, moments_of_batch(maps, self.patch if name in self.convolutions else None))
+        distances = (weight * _distance(target[name], moments) for weight, target in self.targets)
+        return cast("torch.Tensor", sum(distances))
 
     def _averaged(self, name: str, batch: Moments) -> Moments:
         past: Sequence[torch.Tensor | float | None] = self._averages.get(name, (0.0,) * len(batch))
-        averages = self._averages[name] = _gathered(
+        averages = self._averages[name] = Moments._make(
             None if now is None or before is None else self.ema * before + (1 - self.ema) * now.detach()
             for before, now in zip(past, batch, strict=True)
         )
-        return _gathered(
+        return Moments._make(
             None if now is None or average is None else average + now - now.detach()
             for average, now in zip(averages, batch, strict=True)
         )
-
-    def value(self) -> torch.Tensor | float:
-        """The loss of the last pass; 0 if every layer was left out."""
-        return sum(self.weights[name] * term for name, term in self._terms.items())
 
 
 def _distance(target: Moments, moments: Moments) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from rd3.augment import crop_and_resize, crop_boxes
 from rd3.device import autocast, resolve_precision, set_memory_format
@@ -150,13 +151,7 @@ def _cut_together(
 
 
 def _batches(crops: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    batch: list[torch.Tensor] = []
-    for crop in crops:
-        batch.append(crop)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(islice(crops, size)):
         yield batch
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -19,9 +20,10 @@ from pydantic import Field
 from rd3.augment import crop_and_resize, crop_boxes
 from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
-from rd3.lazy import torch
+from rd3.lazy import nn, torch
 from rd3.methods import NOISE, Block, Context, Cost, Settings
 from rd3.methods._pixels import SaveFormat
+from rd3.models._matched import matched_layers
 from rd3.recipe import SetRecipe
 
 if TYPE_CHECKING:
@@ -51,11 +53,6 @@ class RecoverySettings(Settings):
     a set of this dataset with at least this IPC.  The recipe stores only the key of that set."""
     save_format: SaveFormat = "png"
     """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as most of the authors did."""
-
-    @property
-    def descent(self) -> dict[str, Any]:
-        """The settings that are keyword arguments of :func:`optimise`."""
-        return {"iterations": self.iterations, "lr": self.lr, "betas": (self.beta1, self.beta2)}
 
 
 def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
@@ -100,8 +97,7 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
     side = ctx.info.resolution
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
-    rows = [k * ctx.info.num_classes + label for label, k in block.members]  # sets are ordered by k, then label
-    images = ctx.init.rows(rows).to(ctx.device)
+    images = ctx.init.rows(block.rows(ctx.info.num_classes)).to(ctx.device)
     return space.from_unit(images if images.is_floating_point() else images.float() / 255)
 
 
@@ -151,51 +147,67 @@ def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels.mean(2), torch.bmm(rows, rows.mT).view(pixels.shape[:2]) / pixels.shape[2]
 
 
-class BatchNormLoss(ExitStack[None]):
+class LayerLoss(ExitStack[None]):
+    """A loss on the inputs of some layers of a bare network, summed over them.
+
+    The first layer counts ``first_multiplier`` times, every other once.  Use it as a context manager: inside, every
+    forward pass of the network sets :meth:`value`.
+    """
+
+    def __init__(self, layers: Mapping[str, torch.nn.Module], first_multiplier: float):
+        super().__init__()
+        self.layers = layers
+        self.weights = {name: 1.0 if number else first_multiplier for number, name in enumerate(layers)}
+        self._terms: dict[str, torch.Tensor] = {}
+
+    @abstractmethod
+    def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+        """The unweighted loss of one layer, from its input (B, D, H, W) in float32."""
+
+    def measured(self) -> Iterable[str]:
+        """Names of the layers that count until the end of this ``with``."""
+        return self.layers
+
+    def __enter__(self) -> Self:
+        self.callback(self._terms.clear)
+        for name in self.measured():
+            self.enter_context(self.layers[name].register_forward_pre_hook(functools.partial(self._measure, name)))
+        return self
+
+    def _measure(self, name: str, _layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._terms[name] = self.term(name, inputs[0].float())
+
+    def value(self) -> torch.Tensor | float:
+        """The loss of the last forward pass; 0 if no layer was measured."""
+        return sum(self.weights[name] * term for name, term in self._terms.items())
+
+
+class BatchNormLoss(LayerLoss):
     """Distance of a batch's statistics from the running ones, over all BatchNorm2d layers of a bare network.
 
     It uses channel means and biased variances of each layer's *input*, in module order:
     ``sum_l m_l (v ||running_var_l - var_l|| + ||running_mean_l - mean_l||)``, with L2 norms, ``m_0 =
     first_multiplier``, all other ``m_l = 1``, and ``v = variance_weight``.  If a forward pass contains several
     ``batches`` of equal size, one after the other, statistics are computed for each batch and the distances are summed.
-    Use it as a context manager: inside, every forward pass of the network sets :meth:`value`.
     """
 
     def __init__(
         self, network: torch.nn.Module, first_multiplier: float, variance_weight: float = 1.0, *, batches: int = 1
     ):
-        super().__init__()
-        modules = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-        self.layers = [module for module in modules if module.running_mean is not None]
+        found = matched_layers(network).items()
+        super().__init__({name: layer for name, layer in found if isinstance(layer, nn.BatchNorm2d)}, first_multiplier)
         if not self.layers:
             raise Unsupported(
                 f"{type(network).__name__} has no BatchNorm2d layers with running statistics to match.",
                 "use a teacher with batch normalisation",
             )
-        self.weights = [first_multiplier] + [1.0] * (len(self.layers) - 1)
         self.variance_weight, self.batches = variance_weight, batches
-        self._terms: dict[int, torch.Tensor] = {}
 
-    def __enter__(self) -> Self:
-        self.callback(self._terms.clear)
-        for number, layer in enumerate(self.layers):
-            self.enter_context(layer.register_forward_pre_hook(self._hook(number)))
-        return self
-
-    def _hook(self, number: int) -> Callable[..., None]:
-        moments = channel_moments()
-
-        def measure(layer: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
-            assert layer.running_mean is not None and layer.running_var is not None
-            mean, variance = moments(inputs[0].float(), self.batches)
-            of_variance, of_mean = (layer.running_var - variance).norm(dim=1), (layer.running_mean - mean).norm(dim=1)
-            self._terms[number] = (self.variance_weight * of_variance + of_mean).sum()
-
-        return measure
-
-    def value(self) -> torch.Tensor:
-        """The loss of the last forward pass."""
-        return cast("torch.Tensor", sum(self.weights[number] * term for number, term in self._terms.items()))
+    def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+        layer: Any = self.layers[name]
+        mean, variance = channel_moments()(maps, self.batches)
+        of_variance, of_mean = (layer.running_var - variance).norm(dim=1), (layer.running_mean - mean).norm(dim=1)
+        return cast("torch.Tensor", (self.variance_weight * of_variance + of_mean).sum())
 
 
 @dataclass(frozen=True)
@@ -261,10 +273,8 @@ def optimise(
     images: torch.Tensor,
     loss_of: Callable[[torch.Tensor, int], torch.Tensor],
     space: PixelSpace,
+    settings: RecoverySettings,
     *,
-    iterations: int,
-    lr: float,
-    betas: tuple[float, float],
     where: str,
     progress: Callable[[float], None],
 ) -> torch.Tensor:
@@ -274,11 +284,12 @@ def optimise(
     loss to minimise; ``where`` names the block in errors; ``progress`` is called with the finished fraction (0-1).
     Returns the last iterate.  Raises :class:`Diverged` if the loss or the final images are not finite.
     """
+    iterations = settings.iterations
     images.requires_grad_(True)
-    optimiser = torch.optim.Adam([images], lr=lr, betas=betas, eps=1e-8)
+    optimiser = torch.optim.Adam([images], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=1e-8)
     last_finite = "no finite loss before"
     for iteration in range(iterations):
-        optimiser.param_groups[0]["lr"] = lr * cosine(iteration, iterations)
+        optimiser.param_groups[0]["lr"] = settings.lr * cosine(iteration, iterations)
         loss = loss_of(images, iteration)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -83,14 +83,8 @@ class EDC(PoolMethod):
                 loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
                 return loss + settings.flatness_weight * flatness(logits, wanted)
 
-            images = optimise(
-                images,
-                loss_of,
-                space,
-                **settings.descent,
-                where=f"EDC, block {block.index}",
-                progress=ctx.progress,
-            )
+            where = f"EDC, block {block.index}"
+            images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)
             return to_uint8(space.to_255(images), settings.save_format)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:

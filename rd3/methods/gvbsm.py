@@ -68,14 +68,9 @@ class GVBSM(PoolMethod):
                 loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
                 return loss + settings.density_weight * densification(seen, groups)
 
-            images = optimise(
-                start(block, ctx, space, stream),
-                loss_of,
-                space,
-                **settings.descent,
-                where=f"G-VBSM, block {block.index}",
-                progress=ctx.progress,
-            )
+            images = start(block, ctx, space, stream)
+            where = f"G-VBSM, block {block.index}"
+            images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)
             return to_uint8(space.to_255(images), settings.save_format)
 
 

@@ -14,10 +14,10 @@ from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import AGAIN, require_whole
 from rd3.inputs import Note, Say
 from rd3.lazy import torch
-from rd3.synthetic_set.tensor_file import SAVE, TensorFile, from_fields
+from rd3.synthetic_set.tensor_file import SAVE, ForeignSet, set_of_fields
 
 
-def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
+def read_array_file(path: Path, classes: int, say: Say) -> ForeignSet:
     """Images, labels and what else a ``.npz`` file states; no pickled object in it is read.
 
     Raises :class:`DataMissing`, :class:`DataCorrupt` or :class:`BadValue`; ``say`` and soft labels are as for
@@ -40,7 +40,7 @@ def read_array_file(path: Path, classes: int, say: Say) -> TensorFile:
                 raise DataCorrupt(f"{path.name} is damaged ({error}).", AGAIN) from None
     if pickled:
         say(Note(f"not read from {path.name}, as they are pickled objects: {', '.join(pickled)}", doubtful=True))
-    return from_fields(path.name, fields, {}, classes, say)
+    return set_of_fields(path.name, fields, {}, classes, say)
 
 
 def read_array(path: Path) -> np.ndarray:

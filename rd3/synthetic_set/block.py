@@ -18,3 +18,7 @@ class Block:
     @property
     def labels(self) -> list[int]:
         return [label for label, _k in self.members]
+
+    def rows(self, num_classes: int) -> list[int]:
+        """Rows of its images in a set of this many classes, k-major: ``k * num_classes + label``."""
+        return [k * num_classes + label for label, k in self.members]

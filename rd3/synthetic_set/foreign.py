@@ -38,14 +38,12 @@ from rd3.inputs import (
 )
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
-from rd3.soft_labels import SoftLabels
-from rd3.synthetic_set.array_file import read_array_file
+from rd3.synthetic_set.array_file import read_array, read_array_file
 from rd3.synthetic_set.block import Block
 from rd3.synthetic_set.manifest import content_digest, row_digest
-from rd3.synthetic_set.pair_of_files import read_pair
 from rd3.synthetic_set.parquet_file import read_parquet_file
 from rd3.synthetic_set.soft_file import SOFT_LABELS, soft_labels_beside
-from rd3.synthetic_set.tensor_file import SUFFIXES, TensorFile, read_tensor_file
+from rd3.synthetic_set.tensor_file import SUFFIXES, ForeignSet, read_tensor_file
 from rd3.synthetic_set.writer import SetWriter
 
 IMPORTED = "imported"
@@ -96,10 +94,8 @@ def import_folder(
         say(Note(left, doubtful=True))
     if numbered and order is None:
         say(Note(f"folders are class numbers: {_meaning(label_of, info)}"))
-    soft, kind = soft_labels_beside(source, files, info, order)
-    return _imported(
-        images, labels, dataset, out, split=split, order=order, soft_labels=soft, soft_label_kind=kind, say=say
-    )
+    soft_labels, kind = soft_labels_beside(source, files, info, order)
+    return _imported(ForeignSet(images, labels, order, soft_labels, kind), dataset, out, split, say)
 
 
 def _read_folders(
@@ -254,54 +250,55 @@ def import_tensors(
     if number is not None and (isinstance(source, tuple) or read is not None):
         raise BadValue("Only a .pt or .pth file holds several sets.", "leave out --number (in Python number=)")
     if isinstance(source, tuple):
-        files = all(isinstance(one, (str, Path)) for one in source)
-        found = read_pair(*map(Path, source)) if files else TensorFile(*source, order=None)
+        images, labels = source
+        if isinstance(images, (str, Path)) and isinstance(labels, (str, Path)):
+            images, labels = _read_one(Path(images), "images"), _read_one(Path(labels), "labels")
+        found = ForeignSet(images, labels)
     elif read is not None:
         found = read(Path(source), dataset.info.num_classes, say)
     else:
         found = read_tensor_file(Path(source), dataset.info.num_classes, say, number)
-    stated = found.soft_label_kind if soft_labels is None else None  # a file states that of its own soft labels
+    if soft_labels is not None:  # a file states the kind of its own soft labels
+        found = found._replace(soft_labels=soft_labels, soft_label_kind=None)
+    stated = found.soft_label_kind
     if soft_label_kind is not None and stated not in (None, soft_label_kind):
         raise BadValue(f"soft_label_kind is {soft_label_kind!r}, {source} states {stated!r}.", "correct one of them")
-    return _imported(
-        found.images,
-        found.labels,
-        dataset,
-        out,
-        split=split,
-        normalised=normalised,
-        clip=clip,
-        order=found.order,
-        soft_labels=found.soft_labels if soft_labels is None else soft_labels,
-        soft_label_kind=soft_label_kind or stated,
-        say=say,
-    )
+    found = found._replace(soft_label_kind=soft_label_kind or stated)
+    return _imported(found, dataset, out, split, say, normalised, clip)
+
+
+def _read_one(path: Path, what: str) -> Any:
+    """The only tensor or array in a file of ``torch.save``, safetensors or ``.npy``."""
+    from rd3.inputs.torch_files import read_tensor
+
+    return read_array(path) if path.suffix == ".npy" else read_tensor(path, what)
 
 
 def _imported(
-    images: Any,
-    labels: Any,
+    given: ForeignSet,
     dataset: Dataset,
     out: Path,
-    *,
     split: SourceSplit,
     say: Say,
     normalised: Normalisation | str | None = None,
     clip: bool = False,
-    order: StatedOrder | None = None,
-    soft_labels: Any = None,
-    soft_label_kind: str | None = None,
 ) -> SetRecipe:
+    """Check a set, write it into ``out`` and return its recipe."""
     info = dataset.info
-    space = stated_space(normalised, clip, info.normalisation)
     found = check_images_and_labels(
-        images, labels, info, space, order=order, soft_labels=soft_labels, soft_label_kind=soft_label_kind, say=say
+        given.images,
+        given.labels,
+        info,
+        stated_space(normalised, clip, info.normalisation),
+        order=given.order,
+        soft_labels=given.soft_labels,
+        soft_label_kind=given.soft_label_kind,
+        say=say,
     )
     rows = _k_major(found.labels, info)
-    pixels, numbers = found.images[rows].contiguous(), found.labels[rows]
+    pixels = found.images[rows].contiguous()
     soft = None if found.soft_labels is None else found.soft_labels.take(rows)
-    dtype, ipc = str(pixels.dtype).removeprefix("torch."), len(numbers) // info.num_classes
-    digests = zip((row_digest(image) for image in pixels.numpy()), numbers.tolist(), strict=True)
+    dtype, digests = str(pixels.dtype).removeprefix("torch."), map(row_digest, pixels.numpy())
     recipe = SetRecipe(
         method=IMPORTED,
         version=1,
@@ -309,10 +306,17 @@ def _imported(
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split=split),
         classes=info.classes,
         resolution=info.resolution,
-        ipc=ipc,
-        content=content_digest(dtype, tuple(pixels.shape), digests, soft),
+        ipc=len(rows) // info.num_classes,
+        content=content_digest(dtype, tuple(pixels.shape), digests, info.num_classes, soft),
     )
-    _write(recipe, info, pixels, soft, Path(out))
+    members = [(row % info.num_classes, row // info.num_classes) for row in range(len(rows))]
+    starts = range(0, len(members), _BLOCK_ROWS)
+    blocks = [Block(index, tuple(members[start : start + _BLOCK_ROWS])) for index, start in enumerate(starts)]
+    writer = SetWriter(out, recipe, info, blocks)
+    for block in blocks:
+        part = block.rows(info.num_classes)
+        writer.add(block, pixels[part], soft_labels=None if soft is None else soft.values[part])
+    writer.finish()
     return recipe
 
 
@@ -334,15 +338,3 @@ def _k_major(labels: torch.Tensor, info: DatasetInfo) -> torch.Tensor:
         raise BadValue(message, "use equally many images of every class")
     by_class = [(labels == label).nonzero()[:, 0] for label in range(info.num_classes)]
     return torch.stack(by_class, dim=1).flatten()
-
-
-def _write(recipe: SetRecipe, info: DatasetInfo, images: torch.Tensor, soft: SoftLabels | None, out: Path) -> None:
-    classes = info.num_classes
-    members = [(row % classes, row // classes) for row in range(len(images))]
-    starts = range(0, len(images), _BLOCK_ROWS)
-    blocks = [Block(index, tuple(members[start : start + _BLOCK_ROWS])) for index, start in enumerate(starts)]
-    writer = SetWriter(out, recipe, info, blocks)
-    for block, start in zip(blocks, starts, strict=True):
-        part = slice(start, start + _BLOCK_ROWS)
-        writer.add(block, images[part], soft_labels=None if soft is None else soft.values[part])
-    writer.finish()

@@ -88,17 +88,21 @@ def row_digest(pixels: np.ndarray) -> bytes:
 
 
 def content_digest(
-    dtype: str, shape: tuple[int, ...], rows: Iterable[tuple[bytes, int]], soft_labels: SoftLabels | None = None
+    dtype: str,
+    shape: tuple[int, ...],
+    rows: Iterable[bytes],
+    num_classes: int,
+    soft_labels: SoftLabels | None = None,
 ) -> str:
-    """Digest of a set's content from its rows' digests and labels, in row order.
+    """Digest of the pixels, labels and soft labels of a set.
 
-    ``shape`` is (N, 3, H, W).  Computed from row digests, so that the pixels need not be in memory at once.  That of a
-    set with ``soft_labels`` covers these too.
+    ``shape`` is (N, 3, H, W).  ``rows`` are the digests of its images (:func:`row_digest`), so that the pixels need not
+    be in memory at once; the label of row r is ``r % num_classes``.
     """
     whole = hashlib.sha256(canonical({"dtype": dtype, "shape": list(shape)}).encode())
-    for digest, label in rows:
+    for row, digest in enumerate(rows):
         whole.update(digest)
-        whole.update(int(label).to_bytes(8, "little"))
+        whole.update((row % num_classes).to_bytes(8, "little"))
     if soft_labels is not None:
         whole.update(soft_labels.digest().encode())
     return whole.hexdigest()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from rd3.datasets import class_list_hash
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
@@ -34,8 +35,11 @@ class SetOnDisk:
         """Open and check a set's folder, as in :meth:`SyntheticSet.open`."""
         folder, manifest = Path(folder), _checked_manifest(Path(folder), classes, class_ids)
         places: dict[int, tuple[str, int]] = {}
-        for block in _checked_blocks(folder, manifest):
+
+        def note_places(block: _ReadBlock) -> None:
             places.update((row, (block.name, place)) for place, row in enumerate(block.rows.tolist()))
+
+        _check_blocks(folder, manifest, note_places)
         return cls(folder, manifest, places)
 
     @property
@@ -83,11 +87,12 @@ class SyntheticSet:
         manifest = _checked_manifest(Path(folder), classes, class_ids)
         side, count = manifest.resolution, manifest.count
         images = torch.empty((count, 3, side, side), dtype=getattr(torch, manifest.dtype))
-        blocks = []
-        for block in _checked_blocks(Path(folder), manifest):
+
+        def keep(block: _ReadBlock) -> None:
             images[block.rows] = block.images
-            blocks.append(block._replace(images=None))
-        return cls(manifest, images, torch.arange(count) % len(manifest.class_ids), _joined(blocks, manifest))
+
+        soft_labels = _check_blocks(Path(folder), manifest, keep)
+        return cls(manifest, images, torch.arange(count) % len(manifest.class_ids), soft_labels)
 
     @property
     def num_classes(self) -> int:
@@ -117,55 +122,45 @@ class _ReadBlock(NamedTuple):
     """The content of a block's file."""
 
     name: str
-    images: Any
-    labels: torch.Tensor
+    images: torch.Tensor
     rows: torch.Tensor
     soft_labels: torch.Tensor | None
 
 
-def _checked_blocks(folder: Path, manifest: Manifest) -> Iterator[_ReadBlock]:
-    """Every block; raises at an invalid block, or at the end if the set is invalid."""
-    num_classes = len(manifest.class_ids)
-    digests: dict[int, tuple[bytes, int]] = {}
-    soft: list[_ReadBlock] = []
+def _check_blocks(folder: Path, manifest: Manifest, use: Callable[[_ReadBlock], None]) -> SoftLabels | None:
+    """Read the blocks one by one, pass each to ``use``, and return the soft labels of all, in row order, if any.
+
+    Raises at an invalid block, or at the end if the set is invalid.
+    """
+    digests: dict[int, bytes] = {}
+    rows, soft = [], []
     for name, sha256 in manifest.files.items():
         block = _read_block(folder, name, sha256, manifest)
-        for image, label, row in zip(block.images.numpy(), block.labels.tolist(), block.rows.tolist(), strict=True):
-            if label != row % num_classes:
-                raise DataCorrupt(
-                    f"{manifest.short}: row {row} has label {label}, expected {row % num_classes}.", _REMEDY
-                )
-            digests[row] = row_digest(image), label
-        soft.append(block._replace(images=None))
-        yield block
+        digests |= zip(block.rows.tolist(), map(row_digest, block.images.numpy()), strict=True)
+        rows.append(block.rows)
+        soft.append(block.soft_labels)
+        use(block)
     if len(digests) != manifest.count:
         missing = next(row for row in range(manifest.count) if row not in digests)
         raise DataCorrupt(f"{manifest.short}: row {missing} is missing from all files.", _REMEDY)
-    side = manifest.resolution
-    shape = (manifest.count, 3, side, side)
-    rows = (digests[row] for row in range(manifest.count))
-    content = content_digest(manifest.dtype, shape, rows, _joined(soft, manifest))
+    soft_labels = None
+    if manifest.soft_label_kind is not None:
+        parts = [part for part in soft if part is not None]
+        if len(parts) < len(soft):
+            raise DataCorrupt(f"{manifest.short}: a block lacks its soft labels.", _REMEDY)
+        soft_labels = SoftLabels(torch.cat(parts), manifest.soft_label_kind).take(torch.cat(rows).argsort())
+    shape = (manifest.count, 3, manifest.resolution, manifest.resolution)
+    in_order = (digests[row] for row in range(manifest.count))
+    content = content_digest(manifest.dtype, shape, in_order, len(manifest.class_ids), soft_labels)
     if content != manifest.content:
         raise DataCorrupt(
             f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
             _REMEDY,
         )
-
-
-def _joined(blocks: Sequence[_ReadBlock], manifest: Manifest) -> SoftLabels | None:
-    """The soft labels of all blocks, in row order; None for a set without."""
-    kind, parts = manifest.soft_label_kind, [block.soft_labels for block in blocks]
-    if kind is None:
-        return None
-    if any(part is None for part in parts):
-        raise DataCorrupt(f"{manifest.short}: a block lacks its soft labels.", _REMEDY)
-    rows = torch.cat([block.rows for block in blocks])
-    return SoftLabels(torch.cat([part for part in parts if part is not None]), kind).take(rows.argsort())
+    return soft_labels
 
 
 def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[str] | None) -> None:
-    from rd3.datasets import class_list_hash
-
     if class_list_hash(manifest.class_ids) != manifest.classes:
         raise DataCorrupt(f"{manifest.short}: its class list does not match the hash in its manifest.", _REMEDY)
     if classes is None and class_ids is not None:
@@ -213,11 +208,14 @@ def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _Re
         )
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= manifest.count):
         raise DataCorrupt(f"{manifest.short}: file {name} has rows outside 0..{manifest.count - 1}.", _REMEDY)
-    soft_labels = tensors.get("soft_labels")
-    if soft_labels is not None and tuple(soft_labels.shape) != (len(rows), len(manifest.class_ids)):
+    classes, soft_labels = len(manifest.class_ids), tensors.get("soft_labels")
+    for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+        if label != row % classes:
+            raise DataCorrupt(f"{manifest.short}: row {row} has label {label}, expected {row % classes}.", _REMEDY)
+    if soft_labels is not None and tuple(soft_labels.shape) != (len(rows), classes):
         raise DataCorrupt(
             f"{manifest.short}: file {name} has soft labels of shape {tuple(soft_labels.shape)}, expected "
-            f"{(len(rows), len(manifest.class_ids))}.",
+            f"{(len(rows), classes)}.",
             _REMEDY,
         )
-    return _ReadBlock(name, images, labels, rows, soft_labels)
+    return _ReadBlock(name, images, rows, soft_labels)

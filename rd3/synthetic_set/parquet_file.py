@@ -11,12 +11,12 @@ from rd3.errors import BadValue
 from rd3.foreign_files import require_whole
 from rd3.inputs import Note, Say, open_parquet, parquet_class_names, read_columns
 from rd3.lazy import pa, torch
-from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, TensorFile, described
+from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, ForeignSet, foreign_set
 
 _IMAGES, _LABELS = ("image", "images", "img"), ("label", "labels", "fine_label")
 
 
-def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
+def read_parquet_file(path: Path, classes: int, say: Say) -> ForeignSet:
     """Images, labels and soft labels of a ``.parquet`` file; no code in it is executed.
 
     Columns: ``image`` (struct with the encoded ``bytes``), ``label`` (integers; the names of a ClassLabel are the class
@@ -36,7 +36,7 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> TensorFile:
     beside = {name: _values(table.column(name)) for name in soft} | _own_notes(schema.metadata or {})
     beside |= {"class_names": names} if names else {}
     pictures = _pictures(table.column(image), f"Column {image!r} of {path.name}")
-    return described(path.name, pictures, table.column(label), beside, classes, say)
+    return foreign_set(path.name, pictures, table.column(label), beside, classes, say)
 
 
 def _first(columns: Sequence[str], names: Sequence[str], path: Path) -> str:

@@ -27,17 +27,17 @@ _ORDER = re.compile(r"class|wnid|synset|categor|label_?names|^names$|label2id|id
 """Names of fields that may state which class a label is."""
 
 
-class TensorFile(NamedTuple):
-    """What a file holds."""
+class ForeignSet(NamedTuple):
+    """A set as its files have it, before any check."""
 
     images: Any
     labels: Any
-    order: StatedOrder | None
-    """The class order that it states."""
+    order: StatedOrder | None = None
+    """The class order that is stated."""
     soft_labels: Any = None
-    """(N, C) soft labels beside the classes, if it has any."""
+    """(N, C) soft labels beside the classes, if there are any."""
     soft_label_kind: Any = None
-    """What they are, if it states this."""
+    """What they are, if this is stated."""
 
 
 def _saved_by_torch(path: Path) -> bool:
@@ -48,7 +48,7 @@ def _saved_by_torch(path: Path) -> bool:
         return file.read(len(_TORCH[1])).startswith(_TORCH)
 
 
-def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = None) -> TensorFile:
+def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = None) -> ForeignSet:
     """Images, labels and what else a ``.safetensors`` or ``.pt`` file states; no code in it is executed.
 
     ``number``: which set, from 0, of a file with several under ``data``, as dataset condensation saves one for each of
@@ -75,11 +75,11 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
         raise BadValue(
             f"{path.name} holds a {type(found).__name__} of {len(found)}, expected 'images' and 'labels'.", SAVE
         )
-    return from_fields(path.name, {str(name): value for name, value in found.items()}, _header(path), classes, say)
+    return set_of_fields(path.name, {str(name): value for name, value in found.items()}, _header(path), classes, say)
 
 
-def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], classes: int, say: Say) -> TensorFile:
-    """Images and labels among the fields of a file, by the names in common use; the rest as :func:`described` reads it.
+def set_of_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], classes: int, say: Say) -> ForeignSet:
+    """The set in the fields of a file: images and labels by the names in common use, the rest as :func:`foreign_set`.
 
     ``notes``: text beside the fields, which replaces none of them.
     """
@@ -96,7 +96,7 @@ def from_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any], 
             say(Note(f"{what} are read from {_field(file, name)}"))
     beside = {name: value for name, value in fields.items() if name not in (images, labels)}
     others = {name: note for name, note in notes.items() if name not in fields}
-    return described(file, fields[images], fields[labels], others | beside, classes, say)
+    return foreign_set(file, fields[images], fields[labels], others | beside, classes, say)
 
 
 def _field_of(fields: Mapping[Any, Any], accepted: tuple[str, ...]) -> Any:
@@ -125,8 +125,8 @@ def _chosen(pairs: list[Any], number: int | None, file: str) -> dict[str, Any]:
     return {"images": images, "labels": labels}
 
 
-def described(file: str, images: Any, labels: Any, beside: Mapping[str, Any], classes: int, say: Say) -> TensorFile:
-    """Images and labels with what the fields ``beside`` them state: soft labels and the class order.
+def foreign_set(file: str, images: Any, labels: Any, beside: Mapping[str, Any], classes: int, say: Say) -> ForeignSet:
+    """The set of these images and labels, with what the fields ``beside`` them state: soft labels and class order.
 
     ``say`` receives where soft labels are read from, and the names of fields that are not read.  Raises
     :class:`BadValue` for soft labels that are not one row of ``classes`` numbers for each image.
@@ -141,7 +141,7 @@ def described(file: str, images: Any, labels: Any, beside: Mapping[str, Any], cl
         say(Note(f"soft labels are read from {_field(file, soft)}"))
     if left:
         say(Note(f"not read from {file}: {', '.join(left)}", doubtful=True))
-    return TensorFile(images, labels, order, soft_labels, kind)
+    return ForeignSet(images, labels, order, soft_labels, kind)
 
 
 def _header(path: Path) -> dict[str, Any]:

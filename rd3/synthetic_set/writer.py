@@ -47,11 +47,6 @@ class SetWriter:
             )
         self._headers: dict[int, dict[str, Any]] = {}
 
-    def _row(self, member: tuple[int, int]) -> int:
-        """Row of image (label, k) in the set, k-major."""
-        label, k = member
-        return k * self.info.num_classes + label
-
     def done(self) -> set[int]:
         """Indices of complete blocks of this recipe on disk; other blocks are deleted."""
         for index, block in self.blocks.items():
@@ -74,7 +69,7 @@ class SetWriter:
                 rows, images = opened.get_tensor("rows").tolist(), opened.get_tensor("images")
         except (SafetensorError, OSError, ValueError):
             return None
-        if rows != [self._row(member) for member in block.members]:
+        if rows != block.rows(self.info.num_classes):
             return None
         return headers if [row_digest(image).hex() for image in images.numpy()] == headers["digests"] else None
 
@@ -111,8 +106,7 @@ class SetWriter:
         from safetensors.torch import save
 
         images = images.detach().cpu().contiguous()
-        self._check(block, images)
-        self._check_soft(block, soft_labels)
+        self._check(block, images, soft_labels)
         headers = {
             "key": self.recipe.key,
             "dtype": str(images.dtype).removeprefix("torch."),
@@ -123,43 +117,32 @@ class SetWriter:
         tensors = {
             "images": images,
             "labels": torch.tensor(block.labels, dtype=torch.int64),
-            "rows": torch.tensor([self._row(member) for member in block.members], dtype=torch.int64),
+            "rows": torch.tensor(block.rows(self.info.num_classes), dtype=torch.int64),
         }
         if soft_labels is not None:
             tensors["soft_labels"] = soft_labels.detach().cpu().contiguous()
         write_atomically(self.folder / block_name(block.index), save(tensors, {"rd3": json.dumps(headers)}))
         self._headers[block.index] = headers
 
-    def _check(self, block: Block, images: torch.Tensor) -> None:
-        side = self.recipe.resolution
-        where = f"Method {self.recipe.method}, block {block.index}"
-        if tuple(images.shape) != (len(block.members), 3, side, side):
-            raise BadValue(
-                f"{where}: images have shape {tuple(images.shape)}, expected {(len(block.members), 3, side, side)}."
-            )
-        if images.dtype == torch.uint8:
-            return
-        if images.dtype != torch.float32:
+    def _check(self, block: Block, images: torch.Tensor, soft_labels: torch.Tensor | None) -> None:
+        """Raise for images of another shape, type or range, and for soft labels other than the recipe states."""
+        where, side = f"Method {self.recipe.method}, block {block.index}", self.recipe.resolution
+        shape = (len(block.members), 3, side, side)
+        if tuple(images.shape) != shape:
+            raise BadValue(f"{where}: images have shape {tuple(images.shape)}, expected {shape}.")
+        if images.dtype not in (torch.uint8, torch.float32):
             raise BadValue(f"{where}: images are {images.dtype}, expected uint8, or float32 in [0, 1].")
-        low, high = images.aminmax()
-        if not (low >= 0 and high <= 1):
-            raise BadValue(f"{where}: float images range from {low:.3g} to {high:.3g}, expected [0, 1].")
-
-    def _check_soft(self, block: Block, soft_labels: torch.Tensor | None) -> None:
-        """Raise for soft labels that the recipe does not state, or that are missing or of another shape."""
-        found = None if soft_labels is None else tuple(soft_labels.shape)
-        kind = self.recipe.soft_label_kind
+        if images.dtype == torch.float32:
+            low, high = images.aminmax()
+            if not (low >= 0 and high <= 1):
+                raise BadValue(f"{where}: float images range from {low:.3g} to {high:.3g}, expected [0, 1].")
+        found, kind = None if soft_labels is None else tuple(soft_labels.shape), self.recipe.soft_label_kind
         expected = None if kind is None else (len(block.members), self.info.num_classes)
         if found != expected:
-            where = f"Method {self.recipe.method}, block {block.index}"
             raise BadValue(f"{where}: soft labels have shape {found}, expected {expected}, as the set's are {kind}.")
 
     def finish(
-        self,
-        *,
-        device: str | None = None,
-        threads: int | None = None,
-        shared_machine: bool | None = None,
+        self, *, device: str | None = None, threads: int | None = None, shared_machine: bool | None = None
     ) -> Manifest:
         """Write the manifest; raises :class:`BadValue` unless every block is finished."""
         missing = sorted(set(self.blocks) - self.done())
@@ -187,7 +170,9 @@ class SetWriter:
             dtype=dtypes[0],
             count=count,
             files=files,
-            content=content_digest(dtypes[0], (count, 3, side, side), self._rows(), self._soft_labels()),
+            content=content_digest(
+                dtypes[0], (count, 3, side, side), self._digests(), self.info.num_classes, self._soft_labels()
+            ),
             phases=phases,
             generation_wall_s=sum(phase.wall_s for phase in phases.values()),
             generation_process_s=sum(phase.process_s for phase in phases.values()),
@@ -201,12 +186,12 @@ class SetWriter:
         write_atomically(self.folder / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1))
         return manifest
 
-    def _rows(self) -> list[tuple[bytes, int]]:
-        rows: dict[int, tuple[bytes, int]] = {}
+    def _digests(self) -> list[bytes]:
+        """The digests of all images, in row order."""
+        by_row: dict[int, str] = {}
         for index, block in self.blocks.items():
-            for member, digest in zip(block.members, self._headers[index]["digests"], strict=True):
-                rows[self._row(member)] = (bytes.fromhex(digest), member[0])
-        return [rows[row] for row in sorted(rows)]
+            by_row |= zip(block.rows(self.info.num_classes), self._headers[index]["digests"], strict=True)
+        return [bytes.fromhex(by_row[row]) for row in sorted(by_row)]
 
     def _soft_labels(self) -> SoftLabels | None:
         """The soft labels of all blocks, in row order."""
@@ -216,7 +201,7 @@ class SetWriter:
         for index, block in self.blocks.items():
             with safe_open(self.folder / block_name(index), framework="pt") as opened:
                 parts.append(opened.get_tensor("soft_labels"))
-            rows += [self._row(member) for member in block.members]
+            rows += block.rows(self.info.num_classes)
         return SoftLabels(torch.cat(parts), kind).take(torch.tensor(rows).argsort())
 
     def _remove_strays(self, known: set[str]) -> None:

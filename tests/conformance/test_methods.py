@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from rd3.errors import RD3Error
-from rd3.methods import METHODS, Method, method_names
+from rd3.methods import METHODS, Method
 from rd3.seeding import scoped
 from rd3.testing import check_method, template
 
 USES_GLOBAL = "torch's, NumPy's or Python's global generator was drawn from or seeded"
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", METHODS.names())
 def test_method_conforms(name, tmp_path):
     results = check_method(name, tmp=tmp_path)
     assert len(results) >= 12
@@ -36,7 +36,7 @@ def _load(text, path, monkeypatch):
 
 @pytest.fixture
 def registry(monkeypatch):
-    method_names()
+    METHODS.names()
     monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
     return METHODS
 

@@ -50,7 +50,7 @@ def test_the_science_runs_without_the_platform(alone, tmp_path):
         "Path('set.json').write_text(to_json(recipe))\n"
         "import rd3.methods, rd3.models, rd3.losses, rd3.evaluation.posteval, rd3.teacher, rd3.testing\n"
         "import rd3.planning.forecast\n"
-        "print(sorted(rd3.methods.method_names()))\n"
+        "print(sorted(rd3.methods.METHODS.names()))\n"
     )
     said = python(str(script))
     assert "'random', 'rded', 'sre2l'" in said.stdout, said.stderr

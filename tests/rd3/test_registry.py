@@ -12,7 +12,7 @@ import rd3.registry
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import BadValue, DataMissing, RD3Error, UnknownName
 from rd3.losses import LOSSES
-from rd3.methods import METHODS, method_names
+from rd3.methods import METHODS
 from rd3.models import NETWORKS
 from rd3.registry import Registry
 
@@ -23,7 +23,7 @@ def test_unknown_name_suggests_the_nearest():
 
 
 def test_shipped_methods_are_found_without_a_list():
-    assert {"random", "rded", "sre2l"} <= set(method_names())
+    assert {"random", "rded", "sre2l"} <= set(METHODS.names())
 
 
 def test_the_same_name_twice_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,14 +118,9 @@ def centres(latents: Iterator[np.ndarray], settings: PrototypesSettings) -> np.n
 
 def _parts(latents: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """The same rows, ``size`` at a time; the last part has what is left."""
-    waiting: list[np.ndarray] = []
-    for batch in latents:
-        waiting += list(batch)
-        while len(waiting) >= size:
-            yield np.stack(waiting[:size])
-            del waiting[:size]
-    if waiting:
-        yield np.stack(waiting)
+    rows = chain.from_iterable(latents)
+    while part := list(islice(rows, size)):
+        yield np.stack(part)
 
 
 def _check_enough(points: int, clusters: int) -> None:

@@ -26,7 +26,7 @@ from pipelines.settings import Session
 from rd3 import methods
 from rd3.errors import BadValue
 from rd3.inputs import Note
-from rd3.methods import METHODS, method_names
+from rd3.methods import METHODS
 from rd3.parts import Collector
 from rd3.recipe import EvaluationRecipe, Recipe, from_json
 from rd3.store import Entry, FolderStore, sha256_files
@@ -489,7 +489,7 @@ def test_a_methods_card_says_what_its_settings_are_and_where_they_come_from(rd3)
 
 
 def test_a_method_is_tested_where_it_was_written(rd3, tmp_path, monkeypatch):
-    method_names()
+    METHODS.names()
     monkeypatch.setattr(METHODS, "_things", dict(METHODS._things))
     monkeypatch.chdir(tmp_path)
     assert rd3("method", "test", "mymethod")[2].startswith("UnknownName: There is no method 'mymethod'.\nFix: use one")

@@ -13,7 +13,7 @@ import yaml
 import rd3.methods
 from rd3.datasets import dataset_info, dataset_names
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, UnknownName
-from rd3.methods import METHODS, method_names, resolve_settings
+from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published, reductions
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
@@ -224,8 +224,8 @@ def test_planning_needs_no_torch():
     import sys
 
     code = (
-        "import sys; from rd3.methods import METHODS, method_names, resolve_settings; import rd3.synthetic_set\n"
-        "[METHODS.get(name) for name in method_names()]\n"
+        "import sys; from rd3.methods import METHODS, resolve_settings; import rd3.synthetic_set\n"
+        "[METHODS.get(name) for name in METHODS.names()]\n"
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -241,4 +241,4 @@ def test_bf16_is_a_field_of_the_recipe(tmp_path):
 
 
 def test_names():
-    assert {"random", "rded", "sre2l"} <= set(method_names())
+    assert {"random", "rded", "sre2l"} <= set(METHODS.names())

@@ -8,7 +8,16 @@ from torch import nn
 
 from rd3.errors import Diverged, Unsupported
 from rd3.methods import METHODS
-from rd3.methods._recovery import BatchNormLoss, PixelSpace, Views, _image_means, channel_moments, cosine, optimise
+from rd3.methods._recovery import (
+    BatchNormLoss,
+    PixelSpace,
+    RecoverySettings,
+    Views,
+    _image_means,
+    channel_moments,
+    cosine,
+    optimise,
+)
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
@@ -143,7 +152,7 @@ def test_adam_under_the_cosine_equals_adam_written_out():
     start = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)) * 0.2
     got = optimise(
         start.clone(), lambda x, _t: ((x - target) ** 2).sum() / 2, _space(),
-        iterations=3, lr=0.1, betas=(0.5, 0.9), where="here", progress=lambda fraction: None,
+        RecoverySettings(iterations=3, lr=0.1, beta1=0.5, beta2=0.9), where="here", progress=lambda fraction: None,
     )  # fmt: skip
     x, m, v = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for t in range(3):
@@ -174,7 +183,7 @@ def test_a_loss_that_is_not_finite_names_iteration_and_last_finite_loss():
     with pytest.raises(Diverged, match=r"here: the loss was nan at iteration 101 of 200 \(last finite loss 0 at iter"):
         optimise(
             images, lambda x, t: x.sum() * (float("nan") if t >= 60 else 0.0), _space(),
-            iterations=200, lr=0.1, betas=(0.5, 0.9), where="here", progress=lambda fraction: None,
+            RecoverySettings(iterations=200, lr=0.1), where="here", progress=lambda fraction: None,
         )  # fmt: skip
 
 
@@ -184,7 +193,7 @@ def test_pixels_that_are_not_finite_after_the_last_step_are_said_to_be_so():
     ):
         optimise(
             torch.zeros(1, 3, 2, 2), lambda x, t: (0 * x).sqrt().sum() if t else x.sum() * 0, _space(),
-            iterations=2, lr=0.1, betas=(0.5, 0.9), where="here", progress=lambda fraction: None,
+            RecoverySettings(iterations=2, lr=0.1), where="here", progress=lambda fraction: None,
         )  # fmt: skip
 
 
