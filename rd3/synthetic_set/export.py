@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue
 from rd3.lazy import pa, pq, torch
 from rd3.store import new_folder, write_atomically, write_errors
 from rd3.synthetic_set.opened import SetOnDisk, SyntheticSet
 from rd3.synthetic_set.soft_file import write_soft_labels
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 _SHEET_SIDE = 2400
 """Longest side of a contact sheet in pixels."""
@@ -23,11 +26,16 @@ def _eight_bit(images: torch.Tensor) -> torch.Tensor:
     return images if images.dtype.itemsize == 1 else (images * 255).round().byte()
 
 
-def _png(image: torch.Tensor) -> bytes:
+def _picture(image: torch.Tensor) -> Picture:
+    """The picture of an image (3, H, W) uint8."""
     from PIL import Image
 
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _png(picture: Picture) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(stream, "PNG")
+    picture.save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -51,7 +59,7 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
         for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
             path = staging / file
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(_png(image))
+            path.write_bytes(_png(_picture(image)))
         if synthetic_set.soft_labels is not None:
             write_soft_labels(staging, synthetic_set.soft_labels, files, ids)
     return folder
@@ -68,35 +76,30 @@ def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:
     to 8 bits.  Soft labels of the set's own are the column ``soft_labels``, in fp32 if they are in bf16, and their kind
     is in the notes ``rd3``.
     """
-    manifest = synthetic_set.manifest
+    manifest, classes = synthetic_set.manifest, synthetic_set.num_classes
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
         "label": {"names": list(manifest.class_ids), "_type": "ClassLabel"},
     }
     origin = {"key": manifest.key, "method": manifest.method, "content": manifest.content}
-    columns = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
-    rows: list[dict[str, Any]] = [
-        {
-            "image": {"bytes": _png(image), "path": f"{label:05d}_{row // synthetic_set.num_classes:05d}.png"},
-            "label": label,
-        }
-        for row, (image, label) in enumerate(
-            zip(_eight_bit(synthetic_set.images), synthetic_set.labels.tolist(), strict=True)
-        )
+    fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
+    pictures = [
+        {"bytes": _png(_picture(image)), "path": f"{row % classes:05d}_{row // classes:05d}.png"}
+        for row, image in enumerate(_eight_bit(synthetic_set.images))
     ]
+    columns: dict[str, Any] = {"image": pictures, "label": synthetic_set.labels.tolist()}
     if synthetic_set.soft_labels is not None:
         soft = synthetic_set.soft_labels
         values = soft.values.float() if soft.dtype == "bfloat16" else soft.values
         dtype = str(values.dtype).removeprefix("torch.")
         origin["soft_label_kind"] = soft.kind
-        columns.append(("soft_labels", pa.list_(getattr(pa, dtype)())))
+        fields.append(("soft_labels", pa.list_(getattr(pa, dtype)())))
+        columns["soft_labels"] = list(values.numpy())
         value = {"dtype": dtype, "_type": "Value"}
-        features["soft_labels"] = {"feature": value, "length": len(manifest.class_ids), "_type": "Sequence"}
-        rows = [row | {"soft_labels": list(label)} for row, label in zip(rows, values.numpy(), strict=True)]
+        features["soft_labels"] = {"feature": value, "length": classes, "_type": "Sequence"}
     notes = {"huggingface": json.dumps({"info": {"features": features}}), "rd3": json.dumps(origin)}
-    schema = pa.schema(columns, metadata=notes)
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
+    pq.write_table(pa.table(columns, schema=pa.schema(fields, metadata=notes)), stream)
     with write_errors(path):
         write_atomically(Path(path), stream.getvalue())
     return Path(path)
@@ -124,9 +127,7 @@ def contact_sheet(synthetic_set: SetOnDisk, path: Path, per_class: int = 10) -> 
     for label in range(rows):
         for k in range(columns):
             pixels = _eight_bit(synthetic_set.rows([k * classes + label])[0])
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).resize((thumb, thumb), resample)
+            picture = _picture(pixels).resize((thumb, thumb), resample)
             sheet.paste(picture, (_GAP + k * (thumb + _GAP), _GAP + label * (thumb + _GAP)))
-    stream = io.BytesIO()
-    sheet.save(stream, "PNG")
-    write_atomically(Path(path), stream.getvalue())
+    write_atomically(Path(path), _png(sheet))
     return Path(path)
