@@ -51,7 +51,7 @@ class BackboneManifest(ArtifactManifest):
     ran_precision: str | None = None
     """Precision of the training; None for imported weights."""
     curve: dict[str, list[dict[str, float]]] = {}
-    """Rows of each stage of the training: ``epoch`` from 1, ``loss`` (mean over batches)."""
+    """Rows of each stage of the training: ``epoch`` from 1, ``loss`` (mean over images)."""
 
 
 class Backbone(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from torch import nn
 from rd3.datasets import Dataset
 from rd3.device import usable_device
 from rd3.diffusion.backbone import BACKBONES, Backbone, content_digest, write_backbone
+from rd3.diffusion.derivation import Progress
 from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import BackboneRecipe, Data
 from rd3.values import digest
 
-Progress = Callable[[float, str], None]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

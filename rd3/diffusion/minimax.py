@@ -6,8 +6,8 @@ Source: vimar-gu/MinimaxDiffusion ``train_dit.py``, ``models.py``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,10 +17,10 @@ from torch.nn.utils import parametrize
 from rd3.augment import horizontal_flip, to_unit
 from rd3.datasets import Dataset
 from rd3.device import repeatable_kernels
+from rd3.diffusion.averaging import AveragedTraining
 from rd3.diffusion.families.dit import DiT, draws
 from rd3.recipe import DerivedRecipe
 from rd3.seeding import generator
-from rd3.teacher.checkpoint import averaged_state, restore_averaged
 from rd3.teacher.training import Images
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Memories:
 
     def __init__(self, size: int):
         self.size = size
-        self._real: dict[int, deque[torch.Tensor]] = {}
-        self._predicted: dict[int, deque[torch.Tensor]] = {}
+        self._queues: dict[str, deque[torch.Tensor]] = {}
 
     def terms(self, predicted: torch.Tensor, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(representativeness, diversity) of predictions (B, D), each averaged over the batch's classes.
@@ -93,51 +92,45 @@ class Memories:
         classes = sorted(set(labels))
         pull, push = predicted.new_zeros(()), predicted.new_zeros(())
         for label in classes:
-            if not self._predicted.get(label):
+            if f"real.{label}" not in self._queues:
                 continue
             own = F.normalize(predicted[[one == label for one in labels]], dim=1)
-            real = F.normalize(torch.stack(list(self._real[label])), dim=1)
-            earlier = F.normalize(torch.stack(list(self._predicted[label])), dim=1)
+            real, earlier = (
+                F.normalize(torch.stack(list(self._queues[f"{name}.{label}"])), dim=1) for name in ("real", "predicted")
+            )
             pull = pull + 1 - (own @ real.T).min()
             push = push + (own @ earlier.T).max()
         return pull / len(classes), push / len(classes)
 
     def add(self, real: torch.Tensor, predicted: torch.Tensor, labels: Sequence[int]) -> None:
         """Append latents (B, D) to the queues of their classes; the oldest ones leave."""
-        for label, one, other in zip(labels, real.detach(), predicted.detach(), strict=True):
-            self._real.setdefault(label, deque(maxlen=self.size)).append(one)
-            self._predicted.setdefault(label, deque(maxlen=self.size)).append(other)
+        for name, latents in (("real", real), ("predicted", predicted)):
+            for label, latent in zip(labels, latents.detach(), strict=True):
+                self._queues.setdefault(f"{name}.{label}", deque(maxlen=self.size)).append(latent)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Both queues of each class, stacked: (up to ``size``, D) by ``real.LABEL`` and ``predicted.LABEL``."""
-        queues = {"real": self._real, "predicted": self._predicted}
-        return {
-            f"{name}.{label}": torch.stack(list(kept))
-            for name, by_class in queues.items()
-            for label, kept in by_class.items()
-        }
+        return {name: torch.stack(list(kept)) for name, kept in self._queues.items()}
 
-    def restore(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
-        """Put :meth:`state` back, which may be among other tensors."""
-        for name, by_class in (("real", self._real), ("predicted", self._predicted)):
-            for key, kept in state.items():
-                if key.startswith(f"{name}."):
-                    by_class[int(key.removeprefix(f"{name}."))] = deque(kept.to(device), maxlen=self.size)
+    def restore(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Put :meth:`state`, which may be among other tensors, back."""
+        for name, kept in state.items():
+            if name.startswith(("real.", "predicted.")):
+                self._queues[name] = deque(kept.to(device), maxlen=self.size)
 
 
-class FineTuning:
+class FineTuning(AveragedTraining):
     """The fine-tuning of one model, epoch by epoch."""
 
     def __init__(self, backbone: DiT, settings: MinimaxTuning, recipe: DerivedRecipe, dataset: Dataset):
         self.backbone, self.settings, self.seed = backbone, settings, recipe.seed
-        transformer = backbone.transformer
-        insert_scales(transformer)
-        transformer.eval().requires_grad_(False)  # the model's own dropout of classes stays off: it is drawn here
-        self.parameters = trained_parameters(transformer)
-        for parameter in self.parameters.values():
+        insert_scales(backbone.transformer)
+        # The model's own dropout of classes stays off: it is drawn here.
+        backbone.transformer.eval().requires_grad_(False)
+        parameters = trained_parameters(backbone.transformer)
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=settings.lr, weight_decay=0.0)
-        self.average = [value.detach().clone() for value in self.parameters.values()]
+        super().__init__(parameters, weight_decay=0.0, ema=settings.ema)
         self.memories = Memories(settings.memory)
         self.images = Images(dataset, recipe.data.split, backbone.device)
 
@@ -158,11 +151,11 @@ class FineTuning:
         for batch in order.split(size):
             if len(batch) == size:
                 with repeatable_kernels():
-                    losses.append(self._step(*self.images.batch(batch), stream))
+                    losses.append(self._train_on(*self.images.batch(batch), stream))
                 report(len(losses) * size / len(order))
         return float(torch.stack(losses).mean())
 
-    def _step(self, pixels: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def _train_on(self, pixels: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         images = horizontal_flip(to_unit(pixels), stream)
         with torch.no_grad():
             latents = self.backbone.codec.encode(images, [stream] * len(images))
@@ -170,29 +163,21 @@ class FineTuning:
         error, predicted = self.backbone.loss(latents, labels, t, noise, dropped)
         flat, classes = predicted.flatten(1), labels.tolist()
         pull, push = self.memories.terms(flat, classes)
-        loss: Any = error.mean() + self.settings.representativeness * pull + self.settings.diversity * push
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        loss = error.mean() + self.settings.representativeness * pull + self.settings.diversity * push
+        self.step(loss, self.settings.lr)
         self.memories.add(latents.flatten(1), flat, classes)
-        values = [value.detach() for value in self.parameters.values()]
-        torch._foreach_lerp_(self.average, values, 1 - self.settings.ema)
-        detached: torch.Tensor = loss.detach()
-        return detached
+        return loss.detach()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Trained values, averages, the optimizer's moments and the memories, by name."""
-        return averaged_state(self.parameters, self.average, self.optimizer) | self.memories.state()
+        return super().state() | self.memories.state()
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Put :meth:`state` back."""
-        restore_averaged(state, self.parameters, self.average, self.optimizer)
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        super().restore(state)
         self.memories.restore(state, self.backbone.device)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Replace the trained parameters by their moving averages and fold the scales in."""
-        for parameter, average in zip(self.parameters.values(), self.average, strict=True):
-            parameter.copy_(average)
+        super().finish()
         merge_scales(self.backbone.transformer)
         self.backbone.frozen()

@@ -13,23 +13,17 @@ import torch
 from rd3.data_checks import check_training_images
 from rd3.datasets import Dataset
 from rd3.device import autocast, repeatable_kernels, resolve_precision, usable_device
+from rd3.diffusion.averaging import AveragedTraining
 from rd3.diffusion.backbone import BACKBONES, Inputs, Stage, content_digest, write_backbone
+from rd3.diffusion.derivation import Progress
 from rd3.duration import duration
 from rd3.errors import BadValue, Diverged
-from rd3.recipe import BackboneRecipe, BackboneTraining
+from rd3.recipe import BackboneRecipe
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
-from rd3.teacher.checkpoint import (
-    CHECKPOINT,
-    Counters,
-    averaged_state,
-    read_checkpoint,
-    restore_averaged,
-    write_tensors,
-)
+from rd3.teacher.checkpoint import CHECKPOINT, Counters, read_checkpoint, write_tensors
 from rd3.teacher.training import Images, within_epochs
 
-Progress = Callable[[float, str], None]
 LOCAL = "trained by RD3: a small local model, not a published one"
 """What every record says of a backbone that was trained here."""
 
@@ -53,29 +47,25 @@ def train(
     seed = _checked(recipe, dataset)
     precision = resolve_precision(device, recipe.precision or "auto")
     backbone = BACKBONES.get(recipe.family).create(recipe.config, dataset.info, generator(seed, "init")).to(device)
-    stages = backbone.stages(recipe)
-    runs = [_Run(stage, recipe, precision, device) for stage in stages]
+    runs = [_StageTraining(stage, seed, precision, device) for stage in backbone.stages(recipe)]
     done = _restore(out / CHECKPOINT, recipe.key, precision, runs, progress)
     stopwatch.include(done.wall_s, done.process_s)
     images = Images(dataset, recipe.data.split, device)
-    total_epochs = sum(stage.training.epochs for stage in stages)
+    total_epochs = sum(run.stage.training.epochs for run in runs)
+    finished = sum(map(len, done.curve.values()))
     for run in runs:
-        started, before = time.perf_counter(), sum(map(len, done.curve.values()))
+        started, before = time.perf_counter(), finished
         rows = done.curve.setdefault(run.stage.name, [])
         for epoch in range(len(rows), run.stage.training.epochs):
-            finished = sum(map(len, done.curve.values()))
             note = f"{run.stage.name} epoch {epoch + 1}/{run.stage.training.epochs}"
             report = within_epochs(progress, finished, total_epochs, note)
             with repeatable_kernels():
                 rows.append(run.epoch(epoch, images, report))
-            finished = sum(map(len, done.curve.values()))
+            finished += 1
             state = {f"{each.stage.name}/{name}": value for each in runs for name, value in each.state().items()}
             write_tensors(out / CHECKPOINT, recipe.key, precision, state, Counters(done.curve, **stopwatch.spent()))
             left_s = (total_epochs - finished) * (time.perf_counter() - started) / (finished - before)
-            progress(
-                finished / total_epochs,
-                f"{note}, loss {rows[-1]['loss']:.4f}, {duration(left_s)} left",
-            )
+            progress(finished / total_epochs, f"{note}, loss {rows[-1]['loss']:.4f}, {duration(left_s)} left")
         run.finish()
         run.stage.after(images)
     content = content_digest(backbone.frozen())
@@ -84,7 +74,7 @@ def train(
     return {
         "parameters": backbone.size,
         "epochs": total_epochs,
-        "final_loss": done.curve[stages[-1].name][-1]["loss"],
+        "final_loss": done.curve[runs[-1].stage.name][-1]["loss"],
         "ran_precision": precision,
         **stopwatch.spent(),
     }
@@ -101,18 +91,14 @@ def _checked(recipe: BackboneRecipe, dataset: Dataset) -> int:
     return recipe.seed
 
 
-class _Run:
-    """A stage with its optimizer and averaged weights."""
+class _StageTraining(AveragedTraining):
+    """The training of the networks of one stage."""
 
-    def __init__(self, stage: Stage, recipe: BackboneRecipe, precision: str, device: torch.device):
-        self.stage, self.precision, self.device = stage, precision, device
-        self.seed = recipe.seed or 0
-        training: BackboneTraining = stage.training
+    def __init__(self, stage: Stage, seed: int, precision: str, device: torch.device):
         # Eval mode: models drop classes as their stage draws them, and have no other dropout.
-        stage.networks.eval().requires_grad_(True)
-        self.parameters = dict(stage.networks.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=training.lr, weight_decay=training.weight_decay)
-        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        parameters = dict(stage.networks.eval().requires_grad_(True).named_parameters())
+        super().__init__(parameters, weight_decay=stage.training.weight_decay, ema=stage.training.ema)
+        self.stage, self.seed, self.precision, self.device = stage, seed, precision, device
         self._inputs: Inputs | None = None
 
     def epoch(self, epoch: int, images: Images, report: Callable[[float], None]) -> dict[str, float]:
@@ -128,10 +114,11 @@ class _Run:
             with autocast(self.device, self.precision):
                 loss = self.stage.loss(inputs, labels, stream)
             warmup = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))
-            self._step(loss, training.lr * warmup)
+            self.step(loss, training.lr * warmup)
             losses.append(loss.detach())
             report((number + 1) / len(batches))
-        mean = float(torch.stack(losses).mean())
+        values = torch.stack(losses).tolist()
+        mean = sum(value * len(batch) for value, batch in zip(values, batches, strict=True)) / len(order)
         if not math.isfinite(mean):
             raise Diverged(
                 f"The loss of {name} became {mean} in epoch {epoch + 1} of {training.epochs}.",
@@ -139,33 +126,12 @@ class _Run:
             )
         return {"epoch": epoch + 1, "loss": mean}
 
-    def _step(self, loss: torch.Tensor, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            values = [value.detach() for value in self.parameters.values()]
-            torch._foreach_lerp_(list(self.average.values()), values, 1 - self.stage.training.ema)
-
     def finish(self) -> None:
-        """Replace the weights by their averages."""
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(self.average[name])
+        super().finish()
         self.stage.networks.requires_grad_(False)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Weights, averages and the optimizer's moments by name."""
-        return averaged_state(self.parameters, self.average.values(), self.optimizer)
 
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Put :meth:`state` back, in place."""
-        restore_averaged(state, self.parameters, self.average.values(), self.optimizer)
-
-
-def _restore(path: Path, key: str, precision: str, runs: list[_Run], progress: Progress) -> Counters:
+def _restore(path: Path, key: str, precision: str, runs: list[_StageTraining], progress: Progress) -> Counters:
     """Restore the state of an earlier attempt at this recipe and precision, and return its progress."""
     found = read_checkpoint(path, progress)
     if found is None or (found.key, found.precision) != (key, precision):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,34 +55,6 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) ->
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         state.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
-
-
-def averaged_state(
-    parameters: Mapping[str, nn.Parameter], averages: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    """Weights of a diffusion model, their moving averages (in the same order) and the moments of Adam, by name."""
-    found: dict[str, torch.Tensor] = {}
-    for (name, value), average in zip(parameters.items(), averages, strict=True):
-        found |= {f"weights.{name}": value, f"average.{name}": average}
-        found |= {f"adam.{name}.{moment}": kept for moment, kept in optimizer.state[value].items()}
-    return found
-
-
-@torch.no_grad()
-def restore_averaged(
-    state: Mapping[str, torch.Tensor],
-    parameters: Mapping[str, nn.Parameter],
-    averages: Iterable[torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Put :func:`averaged_state`, which may be among other tensors, back in place."""
-    for (name, value), average in zip(parameters.items(), averages, strict=True):
-        value.copy_(state[f"weights.{name}"])
-        average.copy_(state[f"average.{name}"])
-        for key in (key for key in state if key.rpartition(".")[0] == f"adam.{name}"):
-            moment = key.rpartition(".")[2]
-            # AdamW counts steps on the CPU unless it is fused or captured.
-            optimizer.state[value][moment] = state[key].to("cpu" if moment == "step" else value.device)
 
 
 @dataclass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
 from rd3.datasets import Dataset, Roots, open_dataset
-from rd3.diffusion import training as training_module
+from rd3.diffusion.averaging import AveragedTraining
 from rd3.diffusion.backbone import BackboneManifest, content_digest, open_backbone
 from rd3.diffusion.families.dit import DiT
 from rd3.diffusion.training import CHECKPOINT, LOCAL, train
@@ -86,13 +87,13 @@ def test_embedders_that_differ_stay_apart(dit: DiT, info, tmp_path):
 
 def test_averages_are_the_exponential_moving_average(digits: Dataset, tmp_path, monkeypatch: pytest.MonkeyPatch):
     seen: list[torch.Tensor] = []
-    step = training_module._Run._step
+    step = AveragedTraining.step
 
     def watched(self, loss, lr):
         step(self, loss, lr)
         seen.append(self.parameters["0.proj_out_2.bias"].detach().clone())
 
-    monkeypatch.setattr(training_module._Run, "_step", watched)
+    monkeypatch.setattr(AveragedTraining, "step", watched)
     own = recipe(digits)
     train(own, digits, tmp_path)
     expected = torch.zeros_like(seen[0])  # published initialisation
@@ -102,14 +103,26 @@ def test_averages_are_the_exponential_moving_average(digits: Dataset, tmp_path, 
     assert len(seen) == 12 and torch.allclose(found, expected, atol=1e-7)
 
 
-def test_the_learning_rate_warms_up(digits: Dataset, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_the_learning_rate_warms_up_and_the_loss_is_a_mean_over_images(
+    digits: Dataset, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
     rates: list[float] = []
-    step = training_module._Run._step
-    monkeypatch.setattr(
-        training_module._Run, "_step", lambda self, loss, lr: (rates.append(lr), step(self, loss, lr))[1]
-    )
+    losses: list[float] = []
+    step = AveragedTraining.step
+
+    def watched(self, loss, lr):
+        step(self, loss, lr)
+        rates.append(lr)
+        losses.append(float(loss))
+
+    monkeypatch.setattr(AveragedTraining, "step", watched)
     train(recipe(digits), digits, tmp_path)
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, *[1e-3] * 10])
+    # Every image counts alike, also those of the last batch, which is smaller.
+    sizes = [256] * 5 + [len(digits.labels("train")) - 5 * 256]
+    rows = BackboneManifest.read(tmp_path).curve["transformer"]
+    expected = [np.average(losses[:6], weights=sizes), np.average(losses[6:], weights=sizes)]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
