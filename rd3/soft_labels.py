@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
 from rd3.lazy import torch
+from rd3.tensor_bytes import sha256_of
 from rd3.values import canonical
 
 SoftLabelKind = Literal["logits", "probabilities"]
@@ -40,9 +40,4 @@ class SoftLabels:
     def digest(self) -> str:
         """sha256 of kind, type, shape and values."""
         head = canonical({"kind": self.kind, "dtype": self.dtype, "shape": list(self.values.shape)})
-        return hashlib.sha256(head.encode() + raw(self.values)).hexdigest()
-
-
-def raw(values: torch.Tensor) -> bytes:
-    """The bytes of a tensor's values in order, little-endian on the platforms that torch supports."""
-    return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return sha256_of([head, self.values])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
@@ -21,6 +20,7 @@ from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.registry import Registry
+from rd3.tensor_bytes import sha256_of
 
 if TYPE_CHECKING:
     from rd3.teacher.training import Images
@@ -187,17 +187,14 @@ def wrong_size(family: str, name: str, why: str, fix: str = "") -> BadValue:
 
 def content_digest(backbone: Backbone) -> str:
     """sha256 of the names, shapes and fp32 values of all tensors of a model, component by component."""
-    sha = hashlib.sha256()
-    for name, value in sorted(_tensors(backbone)):
-        sha.update(f"{name} {tuple(value.shape)}\n".encode())
-        sha.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()
-
-
-def _tensors(backbone: Backbone) -> Iterator[tuple[str, torch.Tensor]]:
-    for component, network in backbone.networks().items():
-        for name, value in network.state_dict().items():
-            yield f"{component}.{name}", value
+    tensors = {
+        f"{component}.{name}": value
+        for component, network in backbone.networks().items()
+        for name, value in network.state_dict().items()
+    }
+    return sha256_of(
+        part for name, value in sorted(tensors.items()) for part in (f"{name} {tuple(value.shape)}\n", value.float())
+    )
 
 
 def write_backbone(

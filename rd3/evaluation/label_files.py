@@ -16,8 +16,9 @@ from rd3.evaluation.hybrid import combine_logits
 from rd3.evaluation.stored import StoredLabels, stored
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.protocol import Precision
-from rd3.soft_labels import SoftLabels, raw
+from rd3.soft_labels import SoftLabels
 from rd3.store import new_folder, write_errors
+from rd3.tensor_bytes import value_bytes
 
 if TYPE_CHECKING:
     from rd3.evaluation.student import Evaluation
@@ -130,5 +131,5 @@ def _write(part: _Part, out: Path) -> dict[str, list[int]]:
 def _write_tensors(tensors: dict[str, torch.Tensor], out: Path) -> dict[str, list[int]]:
     """Write the bytes of tensors by file name; their shapes."""
     for name, tensor in tensors.items():
-        (out / name).write_bytes(raw(tensor))
+        (out / name).write_bytes(value_bytes(tensor))
     return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -8,7 +8,6 @@ Sources: the RD3 paper, Tables 8 and 9; the order of operations follows LINs-lab
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import numbers
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from rd3.known_constants import Constants
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
 from rd3.soft_labels import SoftLabels
+from rd3.tensor_bytes import sha256_of
 from rd3.values import digest
 
 if TYPE_CHECKING:
@@ -348,12 +348,8 @@ def _say_to(progress: Progress) -> Say:
 
 
 def _digest(*tensors: torch.Tensor) -> str:
-    """sha256 over shapes and values."""
-    state = hashlib.sha256()
-    for tensor in tensors:
-        state.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()
+    """sha256 over shapes, types and values."""
+    return sha256_of(part for one in tensors for part in (f"{tuple(one.shape)}{one.dtype}", one))
 
 
 def _check(evaluation: Evaluation, dataset: Dataset) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from rd3.store import write_atomically
+from rd3.tensor_bytes import sha256_of
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -50,11 +51,8 @@ def write_tensors(path: Path, key: str, precision: str, tensors: dict[str, torch
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over metadata, names, types, shapes and values."""
-    state = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()
+    named = ((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in sorted(tensors.items()))
+    return sha256_of([json.dumps(metadata, sort_keys=True), *itertools.chain.from_iterable(named)])
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import pickle
 import warnings
@@ -37,6 +36,7 @@ from rd3.teacher.plausibility import (
 )
 from rd3.teacher.state_dicts import COUNTER, Checkpoint, Weights
 from rd3.teacher.steadiness import check_steady, observed
+from rd3.tensor_bytes import sha256_of
 
 TORCHVISION = "torchvision:"
 _ASKED_IMAGES = 8
@@ -113,7 +113,7 @@ def import_weights(
         network=network,
         resolution=info.resolution,
         normalisation=built.normalisation,
-        weights=weights_digest(_on_cpu(built.network), info.class_ids, built.normalisation),
+        weights=weights_digest(built.network.state_dict(), info.class_ids, built.normalisation),
     )
     name = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
     manifest = write_teacher(
@@ -228,10 +228,6 @@ def _order(
     return outputs_of(class_order, info)
 
 
-def _on_cpu(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.cpu() for name, value in network.state_dict().items()}
-
-
 @torch.no_grad()
 def _keep_rows(head: nn.Linear, order: list[int]) -> None:
     head.weight.copy_(head.weight[order].clone())
@@ -259,15 +255,9 @@ def weights_digest(
 
     Integer buffers (how many batches a batch norm saw) change no prediction and are left out.
     """
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        if tensors[name].is_floating_point():
-            value = tensors[name].float().contiguous()
-            state.update(f"{name} float32 {tuple(value.shape)}\n".encode())
-            state.update(value.numpy().tobytes())
-    state.update("\n".join(class_ids).encode())
-    state.update(f"\n{normalisation.mean} {normalisation.std}".encode())
-    return state.hexdigest()
+    floats = [(name, value.float()) for name, value in sorted(tensors.items()) if value.is_floating_point()]
+    weights = [part for name, value in floats for part in (f"{name} float32 {tuple(value.shape)}\n", value)]
+    return sha256_of([*weights, "\n".join(class_ids), f"\n{normalisation.mean} {normalisation.std}"])
 
 
 def _torchvision(source: str) -> dict[str, torch.Tensor]:
