@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from rd3.errors import StoreError, is_disk_full
+from rd3.errors import DataCorrupt, StoreError, is_disk_full
 from rd3.lazy import torch
 from rd3.locks import exclusive
 
 CHUNK_BYTES = 16 * 2**20
+Content = TypeVar("Content")
 
 
 def short_hash(lines: Iterable[str]) -> str:
@@ -56,6 +56,20 @@ def one_writer(path: Path) -> Iterator[None]:
         yield
 
 
+def read_or_write(path: Path, read: Callable[[], Content | None], write: Callable[[], None]) -> Content:
+    """What ``read`` returns; where that is None, ``write`` makes the file ``path`` first, in one process at a time."""
+    content = read()
+    if content is None:
+        with one_writer(path):
+            content = read()
+            if content is None:
+                write()
+                content = read()
+    if content is None:
+        raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
+    return content
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, renamed to it if the block succeeds and removed if it fails."""
@@ -72,12 +86,6 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, str]) -> None:

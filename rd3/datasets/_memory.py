@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
-from rd3.datasets._cache import cache_file, content_hash, one_writer, read_arrays, write_arrays
+from rd3.datasets._cache import cache_file, content_hash, read_arrays, read_or_write, write_arrays
 from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
-from rd3.errors import DataCorrupt
 from rd3.lazy import torch
 
 
@@ -29,11 +29,7 @@ class MemoryDataset(SplitDataset):
     """
 
     def __init__(
-        self,
-        info: DatasetInfo,
-        fingerprint: str,
-        pixels: dict[str, torch.Tensor],
-        labels: dict[str, np.ndarray],
+        self, info: DatasetInfo, fingerprint: str, pixels: dict[str, torch.Tensor], labels: dict[str, np.ndarray]
     ):
         super().__init__(info, fingerprint, labels["train"], labels.get("test"))
         self._pixels = pixels
@@ -59,25 +55,17 @@ def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: b
     how = f"decoded 1 {info.resolution} {info.test_resize} {info.classes}"
     path = cache_file(home, info.name, [how, *found.stamp(training_only)])
     parts = found.parts(training_only)
-    opened = _checked(path, info, found, parts)
-    if opened is None:
-        with one_writer(path):
-            opened = _checked(path, info, found, parts) or _decoded(path, info, found, parts)
-    return opened
+    return read_or_write(path, partial(_checked, path, info, found, parts), partial(_decode, path, info, parts))
 
 
-def _decoded(path: Path, info: DatasetInfo, found: Found, parts: dict[str, Records]) -> MemoryDataset:
-    """The dataset, decoded and read back from the file that it is written to."""
+def _decode(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> None:
+    """Decode these parts into a file, with their fingerprint."""
     arrays = {}
     for part, records in parts.items():
         arrays[f"{part}_labels"] = records.labels
         arrays[part] = records.pixels(info)
     fingerprint = content_hash([arrays[name] for name in _arrays(parts)], info.class_ids)
     write_arrays(path, arrays, {"fingerprint": fingerprint})
-    opened = _checked(path, info, found, parts)
-    if opened is None:
-        raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
-    return opened
 
 
 def _checked(path: Path, info: DatasetInfo, found: Found, parts: Iterable[str]) -> MemoryDataset | None:

@@ -8,19 +8,23 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
-from rd3.datasets._cache import cache_file, content_hash, one_writer, read_arrays, replacing
+from rd3.datasets._cache import cache_file, content_hash, read_arrays, read_or_write, replacing
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords
 from rd3.datasets._records import Found, Records, with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 from rd3.lazy import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 HEADER_BYTES = 4096
 """Bytes reserved for the header of an unpacked file, which is written last."""
@@ -37,54 +41,49 @@ class Encoded(Protocol):
 class StreamDataset(SplitDataset):
     """Images decoded on demand, on as many threads as torch uses; decoded images are not cached."""
 
-    def __init__(
-        self,
-        info: DatasetInfo,
-        fingerprint: str,
-        parts: dict[str, Encoded],
-        labels: dict[str, np.ndarray],
-    ):
+    def __init__(self, info: DatasetInfo, fingerprint: str, parts: dict[str, Encoded], labels: dict[str, np.ndarray]):
         super().__init__(info, fingerprint, labels["train"], labels.get("test"))
         self._parts = parts
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
-        name, positions = self._stored(split, indices)
-        part, side = self._parts[name], self.info.resolution
-        out = np.empty((len(positions), 3, side, side), dtype=np.uint8)
+        side = self.info.resolution
+        out = np.empty((len(indices), 3, side, side), dtype=np.uint8)
 
-        def fill(place: int) -> None:
-            index = int(positions[place])
-            image = decode(part.encoded(index), part.where(index))
+        def fill(place: int, image: Image) -> None:
             out[place] = planes(fit_size(image, self.info.test_resize, side))
 
-        _each(fill, len(positions), torch.get_num_threads())
+        self._decode(split, indices, fill)
         return torch.from_numpy(out)
 
     def original(self, split: Split, index: int) -> torch.Tensor:
         return self.originals(split, [index])[0]
 
     def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
-        name, positions = self._stored(split, indices)
-        part, out = self._parts[name], [torch.empty(0)] * len(positions)
+        out = [torch.empty(0)] * len(indices)
 
-        def fill(place: int) -> None:
-            index = int(positions[place])
-            image = decode(part.encoded(index), part.where(index))
+        def fill(place: int, image: Image) -> None:
             out[place] = torch.from_numpy(np.ascontiguousarray(planes(image)))
 
-        _each(fill, len(positions), torch.get_num_threads())
+        self._decode(split, indices, fill)
         return out
 
+    def _decode(self, split: Split, indices: Sequence[int], use: Callable[[int, Image], None]) -> None:
+        """Decode these images, and call ``use`` with the place of each in ``indices`` on the thread that decoded it."""
+        name, positions = self._stored(split, indices)
+        part = self._parts[name]
 
-def _each(work: Callable[[int], None], count: int, threads: int) -> None:
-    """Call ``work`` with 0 to ``count`` - 1, on several threads."""
-    if threads == 1 or count <= 1:
-        for place in range(count):
-            work(place)
-        return
-    with ThreadPoolExecutor(min(threads, count)) as pool:
-        for _done in pool.map(work, range(count)):
-            pass
+        def work(place: int) -> None:
+            index = int(positions[place])
+            use(place, decode(part.encoded(index), part.where(index)))
+
+        places, threads = range(len(positions)), min(torch.get_num_threads(), len(positions))
+        if threads <= 1:
+            for place in places:
+                work(place)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for _done in pool.map(work, places):
+                pass
 
 
 class UnpackedRecords:
@@ -163,21 +162,8 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
     else:
         # "unpacked 1": version of the format of :func:`_unpack`
         path = cache_file(home, info.name, ["unpacked 1", info.classes, *found.stamp(training_only)])
-        tensors, fingerprint = _unpacked(path, info, records)
+        read, write = partial(read_arrays, path), partial(_unpack, path, records, info.class_ids)
+        tensors, meta = read_or_write(path, read, write)
+        fingerprint = meta["fingerprint"]
         parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}
     return StreamDataset(with_counts(info, found, labels), fingerprint, parts, labels)
-
-
-def _unpacked(path: Path, info: DatasetInfo, parts: dict[str, Records]) -> tuple[dict[str, torch.Tensor], str]:
-    """The memory-mapped unpacked file, written if necessary, and its fingerprint."""
-    cached = read_arrays(path)
-    if cached is None:
-        with one_writer(path):
-            cached = read_arrays(path)
-            if cached is None:
-                _unpack(path, parts, info.class_ids)
-                cached = read_arrays(path)
-    if cached is None:
-        raise DataCorrupt(f"{path} cannot be read back after writing.", "check the disk of RD3's home folder")
-    tensors, meta = cached
-    return tensors, meta["fingerprint"]

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rd3.datasets._base import DatasetInfo, Roots
-from rd3.datasets._cache import one_writer, write_json
+from rd3.datasets._cache import one_writer, replacing
 from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files, move_up
@@ -319,8 +319,9 @@ def registration(name: str, roots: Roots) -> dict[str, Any] | None:
 def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> None:
     """Register the ``entry`` of another machine (see :func:`registration`) for a copy in ``folder``."""
     path = registry_file(roots)
-    with one_writer(path):
-        write_json(path, _plain(roots) | {name: {"folder": str(folder), **entry}})
+    with one_writer(path), replacing(path) as part:
+        entries = _plain(roots) | {name: {"folder": str(folder), **entry}}
+        part.write_text(json.dumps(entries, indent=1) + "\n")
 
 
 def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
