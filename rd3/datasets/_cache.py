@@ -27,9 +27,9 @@ def short_hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
-def cache_file(home: Path, name: str, stamp: Sequence[str]) -> Path:
-    """Path of the data derived from source files with this stamp (names, sizes, times)."""
-    return home / "data" / f"{name}-{short_hash(stamp)[:16]}.safetensors"
+def cache_file(home: Path, name: str, stamp: Sequence[str], suffix: str = ".safetensors") -> Path:
+    """Path of what is derived from source files with this stamp (names, sizes, times)."""
+    return home / "data" / f"{name}-{short_hash(stamp)[:16]}{suffix}"
 
 
 def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from rd3.datasets._folder import INNER, FolderRecords, class_folders
-from rd3.datasets._records import Found, Records
+from rd3.datasets._records import Found
 from rd3.errors import BadValue
 from rd3.inputs import unread
 
@@ -30,11 +30,14 @@ def check_classes(found: Found, class_ids: Sequence[str], split: Literal["train"
         return
     label, other = int(short[0]), "test" if split == "train" else "train"
     has, there = int(counts[label]), int((parts[other].labels == label).sum())
+    left = None
+    if not has and isinstance(records, FolderRecords):
+        left = unread(records.root / class_folders(records.root, class_ids)[label], list(INNER))
     message = (
         f"{found.folder}: class {class_ids[label]} has {has} {_WORDS[split]} images"
         f"{' after the test split' if carved else ''}, expected {least} or more"
         + (f" (first of {len(short)} such classes)" if len(short) > 1 else "")
-        + ("" if has else _not_read(records, class_ids, label))
+        + (f"; {left}" if left else "")
     )
     if carved:
         raise BadValue(f"{message}.", "add images of that class, or remove the class")
@@ -44,11 +47,3 @@ def check_classes(found: Found, class_ids: Sequence[str], split: Literal["train"
         more = f"add {_WORDS[split]} images of that class" if there else "add images of that class to both splits"
     anew = "" if isinstance(records, FolderRecords) else " and number the others from 0 again"
     raise BadValue(f"{message}.", f"{more}, or remove the class from both splits{anew}")
-
-
-def _not_read(records: Records, class_ids: Sequence[str], label: int) -> str:
-    """What a class folder without images holds."""
-    if not isinstance(records, FolderRecords):
-        return ""
-    left = unread(records.root / class_folders(records.root, class_ids)[label], list(INNER))
-    return f"; {left}" if left else ""

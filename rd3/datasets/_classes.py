@@ -31,18 +31,15 @@ def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], 
     if len(found) != len(ids):
         raise ClassOrderError(f"{where} lists {len(found)} classes, expected {len(ids)}.", fix)
     got = [plain_name(str(name)) for name in found]
+    comparisons = []
     for expected in (ids, names):
         wanted = [plain_name(name) for name in expected]
         differing = [i for i in range(len(ids)) if got[i] != wanted[i]]
-        known = set(wanted)
-        if not differing:
+        if len(ids) - len(differing) >= SPELLING_SHARE * len(ids) and not {got[i] for i in differing} & set(wanted):
             return
-        if len(ids) - len(differing) >= SPELLING_SHARE * len(ids) and not any(got[i] in known for i in differing):
-            return
-    # Compare with identifiers or names, whichever has more entries in common with the file.
-    expected = ids if len(set(got) & {plain_name(i) for i in ids}) else names
-    wanted = [plain_name(name) for name in expected]
-    differing = [i for i in range(len(ids)) if got[i] != wanted[i]]
+        comparisons.append((expected, differing, set(got) & set(wanted)))
+    of_ids, of_names = comparisons
+    expected, differing, _common = of_ids if of_ids[2] else of_names
     first = differing[0]
     raise ClassOrderError(
         f"{where} lists class {first} as {found[first]!r}, expected {expected[first]!r} "

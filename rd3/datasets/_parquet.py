@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -106,11 +108,9 @@ class ParquetRecords(Records):
         return sum(self._layout.counts)
 
     def where(self, index: int) -> str:
-        for path, count in zip(self.files, self._layout.counts, strict=True):
-            if index < count:
-                return f"{path}, row {index}"
-            index -= count
-        return f"{self.files[-1]}, after the last row"
+        ends = list(itertools.accumulate(self._layout.counts))
+        file = bisect.bisect_right(ends, index)
+        return f"{self.files[file]}, row {index - ends[file] + self._layout.counts[file]}"
 
     def stamp(self) -> list[str]:
         return [file_stamp(path, path.name) for path in self.files]
@@ -130,8 +130,8 @@ class ParquetRecords(Records):
     @cached_property
     def labels(self) -> np.ndarray:
         parts: list[np.ndarray] = []
-        column, least = self._layout.label_column, set[int]()
-        for array in self._batches(self._layout.label_column):
+        column, least = self._layout.label_column, set[int]()  # least numbers of the types
+        for array in self._batches(column):
             if not pa.types.is_integer(array.type):
                 raise DataCorrupt(
                     f"{self.files[0]}: column {column} is {array.type}, expected int64.",
@@ -152,7 +152,7 @@ class ParquetRecords(Records):
         wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
         if len(wrong):
             row = int(wrong[0])
-            wrapped = int(labels.min()) in least  # the number that follows the largest of a signed type
+            wrapped = int(labels.min()) in least  # which follows the largest number of a signed type
             raise DataCorrupt(
                 f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
                 f"({len(wrong)} such rows)"

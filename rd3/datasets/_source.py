@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
-from rd3.datasets._cache import replacing, short_hash
+from rd3.datasets._cache import cache_file, replacing
 from rd3.datasets._folder import find_folder, move_up
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet, shards
@@ -101,9 +101,9 @@ class Source(ABC):
         stamp = self.stamp(roots, training_only)
         sizes = f"{self.info.resolution} {self.info.test_resize}"
         lines = [self.info.name, self.info.classes, sizes, *which, *stamp]
-        path = roots.home / "data" / f"{self.info.name}-{short_hash(lines)[:16]}.fingerprint"
-        known = _read_fingerprint(path)
-        if known is not None:
+        path = cache_file(roots.home, self.info.name, lines, ".fingerprint")
+        known = path.read_text(errors="replace") if path.is_file() else ""
+        if _FINGERPRINT.fullmatch(known):
             return known
         fingerprint = (self.open_training if training_only else self.open)(roots).fingerprint
         with replacing(path) as part:
@@ -119,12 +119,6 @@ class Source(ABC):
         if self.fetches:
             return f"rd3 data fetch {self.info.name}"
         return self.obtain.format(folder=(roots.data or roots.home / "data") / self.info.name)
-
-
-def _read_fingerprint(path: Path) -> str | None:
-    """The fingerprint in a file of the cache; None without that file, and for one that holds something else."""
-    found = path.read_text(errors="replace") if path.is_file() else ""
-    return found if _FINGERPRINT.fullmatch(found) else None
 
 
 class FileSource(Source):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -71,34 +72,30 @@ class SplitDataset(Dataset):
         self._labels: dict[str, np.ndarray] = {"train": _frozen(np.array(train_labels, dtype=np.int64))}
         if test_labels is not None:
             self._labels["test"] = _frozen(np.array(test_labels, dtype=np.int64))
-        self._carved: dict[str, np.ndarray] = {}
 
     @property
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def _carve(self) -> dict[str, np.ndarray]:
-        if not self._carved:
-            drawn, left = carve(self._labels["train"], self.info.num_classes, VALIDATION_DIVISOR, "validation")
-            self._carved = {"validation": drawn, "fit": left}
-            for split, positions in self._carved.items():
-                self._labels[split] = _frozen(self._labels["train"][positions])
-        return self._carved
+    @cached_property
+    def _positions(self) -> dict[str, np.ndarray]:
+        """Positions in ``train`` of the images of the two splits that are drawn from it."""
+        drawn, left = carve(self._labels["train"], self.info.num_classes, VALIDATION_DIVISOR, "validation")
+        return {"validation": drawn, "fit": left}
 
     def labels(self, split: Split) -> np.ndarray:
         if split == "test" and split not in self._labels:
             raise no_test(self.info)
         if split not in self._labels:
-            self._carve()
+            self._labels[split] = _frozen(self._labels["train"][self._positions[split]])
         return self._labels[split]
 
     def _stored(self, split: Split, indices: Sequence[int]) -> tuple[str, Sequence[int] | np.ndarray]:
         """The stored part with these images and their positions in it; a range stays a range."""
-        if split == "test" and split not in self._labels:
-            raise no_test(self.info)
         if split in ("train", "test"):
+            self.labels(split)  # raises for a test split that was not opened
             return split, indices
-        return "train", self._carve()[split][np.asarray(indices, dtype=np.int64)]
+        return "train", self._positions[split][np.asarray(indices, dtype=np.int64)]
 
 
 def no_test(info: DatasetInfo) -> BadValue:

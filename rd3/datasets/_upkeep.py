@@ -46,20 +46,18 @@ def doctor(roots: Roots, names: list[str] | None = None) -> list[Finding]:
         source = dataset_source(name, roots)
         looked = tuple(map(str, source.places(roots)))
         try:
-            findings.append(_ok(name, looked, source.survey(roots)))
+            copy = source.survey(roots)
         except RD3Error as error:
             # DataMissing is also raised for a missing split or shard of a dataset that is present, which is a problem.
             absent = isinstance(error, DataMissing) and not any(map(os.path.isdir, looked))
             findings.append(
                 Finding(name, "missing" if absent else "wrong", looked, message=error.message, fix=error.fix)
             )
+        else:
+            counts = (copy.info.train_count, copy.info.test_count, copy.info.train_per_class)
+            place = (str(copy.folder or ""), copy.layout, copy.info.source)
+            findings.append(Finding(name, "ok", looked, *place, *counts))
     return findings
-
-
-def _ok(name: str, looked: tuple[str, ...], copy: Copy) -> Finding:
-    info = copy.info
-    counts = (info.train_count, info.test_count, info.train_per_class)
-    return Finding(name, "ok", looked, str(copy.folder or ""), copy.layout, info.source, *counts)
 
 
 def _network_fix(error: str) -> str:

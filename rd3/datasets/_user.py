@@ -188,10 +188,14 @@ def add_folder(
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
     require_unbroken_links(folder)
-    _refuse_other_layouts(folder, name, resolution)
-    layout = _parquet_layout(folder, say) or _folder_layout(folder, _command(name, resolution))
+
+    def add(other: Path) -> str:
+        """The command that registers another folder under this name."""
+        return f"rd3 data add {name} --folder {shlex.quote(str(other))} --resolution {resolution}"
+
+    _refuse_other_layouts(folder, add)
+    layout = _parquet_layout(folder, say) or _folder_layout(folder, add)
     class_ids = layout.class_ids
-    blank = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     info = DatasetInfo(
         name=name,
         source=f"registered folder {folder.name}" + (", test split carved out by RD3" if layout.carved else ""),
@@ -200,7 +204,7 @@ def add_folder(
         resolution=resolution,
         test_resize=TEST_RESIZE[resolution],
         factor=PATCH_FACTOR[resolution],
-        normalisation=blank,
+        normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),  # until measured below
         train_count=0,
         test_count=0,
         train_per_class=0,
@@ -340,19 +344,13 @@ def _not_used(split: str, count: int, test: str) -> Note:
     return Note(f"{split} ({count} images) is not used: {test} is the test split")
 
 
-def _refuse_other_layouts(folder: Path, name: str, resolution: int) -> None:
+def _refuse_other_layouts(folder: Path, add: Callable[[Path], str]) -> None:
     """Raise for layouts without class folders that are known by their files."""
     for val in (folder / part for part in TEST_NAMES if (folder / part / "val_annotations.txt").is_file()):
         raise BadValue(
             f"{val} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
-            "register the training images, from which a test split is drawn: "
-            f"rd3 data add {name} --folder {shlex.quote(str(folder / 'train'))} --resolution {resolution}",
+            f"register the training images, from which a test split is drawn: {add(folder / 'train')}",
         )
-
-
-def _command(name: str, resolution: int) -> Callable[[Path], str]:
-    """The command that registers a folder under this name."""
-    return lambda folder: f"rd3 data add {name} --folder {shlex.quote(str(folder))} --resolution {resolution}"
 
 
 def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
@@ -511,9 +509,6 @@ def _measured(records: Records, info: DatasetInfo, say: Say) -> Normalisation:
     mean = sums / len(chosen)
     # Avoids division by zero for constant channels.
     std = np.sqrt(np.maximum(squares / len(chosen) - mean**2, 1e-4))
-    return Normalisation(mean=_rounded(mean), std=_rounded(std))
-
-
-def _rounded(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = (round(float(value), 4) for value in values)
-    return red, green, blue
+    return Normalisation.model_validate(
+        {"mean": [round(value, 4) for value in mean.tolist()], "std": [round(value, 4) for value in std.tolist()]}
+    )
