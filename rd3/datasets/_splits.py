@@ -114,22 +114,19 @@ class TrainingOnly(Dataset):
     def fingerprint(self) -> str:
         return short_hash([self._whole.fingerprint, "training only"])
 
-    def _refuse(self, split: Split) -> None:
+    def _with(self, split: Split) -> Dataset:
         if split == "test":
             raise no_test(self.info)
+        return self._whole
 
     def labels(self, split: Split) -> np.ndarray:
-        self._refuse(split)
-        return self._whole.labels(split)
+        return self._with(split).labels(split)
 
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
-        self._refuse(split)
-        return self._whole.images(split, indices)
+        return self._with(split).images(split, indices)
 
     def original(self, split: Split, index: int) -> torch.Tensor:
-        self._refuse(split)
-        return self._whole.original(split, index)
+        return self._with(split).original(split, index)
 
     def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
-        self._refuse(split)
-        return self._whole.originals(split, indices)
+        return self._with(split).originals(split, indices)

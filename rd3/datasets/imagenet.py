@@ -22,13 +22,11 @@ class _ImageNetFamily(FileSource):
     def look(self, folder: Path) -> Found | None:
         if folder.name == WHOLE and self.info.name != WHOLE:
             # ImageNet-1K's class folders also contain these ten classes; its Parquet files cannot be split by class.
-            return find_folder(folder, self.info, self.test_names) if self._has_test_folders(folder) else None
+            tests = [path for path in folder.iterdir() if path.name.lower() in self.test_names]
+            if not any((test / name).is_dir() for test in tests for name in self.info.class_ids):
+                return None  # as ILSVRC's archive has them: all test images in one folder
+            return find_folder(folder, self.info, self.test_names)
         return super().look(folder)
-
-    def _has_test_folders(self, folder: Path) -> bool:
-        """Whether test images are in folders of their classes; those of ILSVRC come in one folder."""
-        splits = [path for path in folder.iterdir() if path.name.lower() in self.test_names] if folder.is_dir() else []
-        return any((split / name).is_dir() for split in splits for name in self.info.class_ids)
 
 
 @register_dataset(WHOLE)

@@ -123,18 +123,11 @@ def by_number(names: Iterable[str]) -> tuple[list[str], bool]:
     The second value says whether the two orders differ: 0, 1, 10, 2 is the alphabetical order of 0, 1, 2, 10.
     """
     alphabetical = sorted(names)
-    matches = [_NUMBERED.fullmatch(name) for name in alphabetical]
-    parts = [match.groups() for match in matches if match]
-    if len(parts) < len(alphabetical) or len({(before, after) for before, _number, after in parts}) > 1:
+    parts = {name: match.groups() for name in alphabetical if (match := _NUMBERED.fullmatch(name))}
+    if any(name not in parts for name in alphabetical) or len({(part[0], part[2]) for part in parts.values()}) > 1:
         return alphabetical, False
-    numbered = sorted(alphabetical, key=lambda name: (_number(name), name))
+    numbered = sorted(alphabetical, key=lambda name: (int(parts[name][1]), name))
     return numbered, numbered != alphabetical
-
-
-def _number(name: str) -> int:
-    match = _NUMBERED.fullmatch(name)
-    assert match is not None
-    return int(match[2])
 
 
 def shortened(names: Sequence[str], limit: int = 12) -> str:

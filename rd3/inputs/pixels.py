@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rd3.errors import BadValue
 from rd3.inputs.notes import Note
-from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
+from rd3.known_constants import KNOWN, Constants, spelled, stated_constants
 from rd3.lazy import torch
 from rd3.recipe import Normalisation
 
@@ -89,7 +89,7 @@ def eight_bit_notes(low: int, high: int, what: str) -> Iterator[Note]:
 
     ``what``: whose range it is, for messages.
     """
-    _require_light(low, high, 255, high <= 1)
+    _require_light(low, high, white=255)
     yield Note(f"{what}, {low} to {high}")
     yield from _doubts(low / 255, high / 255)
 
@@ -101,22 +101,19 @@ def _from_floats(images: torch.Tensor, space: Space) -> tuple[torch.Tensor, list
         raise BadValue("images contain values that are not finite.", "check how they were generated")
     low, high = (float(value) for value in images.aminmax())
     notes = [Note(f"images: {name}, {_range(low, high)}")]
-    tolerance = max(_FLOAT_ERROR if space.normalised is None else _ROUNDING, eps)
-    if space.normalised is None:
-        _require_light(low, high, 1.0, high < _LOST)
-        outside = _outside(images, tolerance)
-        if outside and (not space.clip or outside > _CLIPPED_SHARE):
-            raise _other_space(images, low, high, outside)
-    else:
-        _require_applied(images, low, high, space.normalised)
+    applied, tolerance = space.normalised, max(_FLOAT_ERROR if space.normalised is None else _ROUNDING, eps)
+    if applied is not None:
+        _require_applied(images, low, high, applied)
         notes += _whitened(images)
-        images = _undone(images, space.normalised)
+        images = _undone(images, applied)
         low, high = (float(value) for value in images.aminmax())
-        _require_light(low, high, 1.0, high < _LOST)
-        notes.append(Note(f"undone: {spelled(space.normalised)}; pixels {_range(low, high)}"))
-        outside = _outside(images, tolerance)
-        if outside and (not space.clip or outside > _CLIPPED_SHARE):
-            raise _not_undone(low, high, outside, space.normalised)
+        notes.append(Note(f"undone: {spelled(applied)}; pixels {_range(low, high)}"))
+    _require_light(low, high, white=1)
+    outside = int(((images < -tolerance) | (images > 1 + tolerance)).sum()) / images.numel()  # share of the values
+    if outside and (not space.clip or outside > _CLIPPED_SHARE):
+        if applied is None:
+            raise _other_space(images, low, high, outside)
+        raise _not_undone(low, high, outside, applied)
     if space.clip:
         notes.append(Note(f"clipped to [0, 1]: {100 * outside:.2g} % of the values"))
     images, low, high = images.clamp(0, 1), max(low, 0.0), min(high, 1.0)
@@ -127,23 +124,18 @@ def _range(low: float, high: float) -> str:
     return f"{low:.4g} to {high:.4g}"
 
 
-def _outside(images: torch.Tensor, tolerance: float) -> float:
-    """Fraction of values outside [0, 1] by more than ``tolerance``."""
-    return int(((images < -tolerance) | (images > 1 + tolerance)).sum()) / images.numel()
-
-
 def _undone(images: torch.Tensor, applied: Normalisation) -> torch.Tensor:
     mean = torch.tensor(applied.mean).view(1, 3, 1, 1)
     return images * torch.tensor(applied.std).view(1, 3, 1, 1) + mean
 
 
-def _require_light(low: float, high: float, white: float, lost: bool) -> None:
-    """Raise for images that are black, or nearly so as their scale was lost."""
+def _require_light(low: float, high: float, white: int) -> None:
+    """Raise for images that are black, or nearly so as their scale was lost; ``white`` is 255 or 1."""
     if high == low == 0:
         raise BadValue("All images are black.", "check how they were generated or saved")
-    if high > 0 and lost:
+    if 0 < high <= 1 < white or 0 < high < _LOST:
         raise BadValue(
-            f"All pixels are at most {high:.3g}, where white is {white:.0f}: the images have lost their scale, "
+            f"All pixels are at most {high:.3g}, where white is {white}: the images have lost their scale, "
             f"{'by conversion of [0, 1] to integers' if white > 1 else 'by division by 255 twice'}.",
             "multiply by 255 before the conversion to uint8" if white > 1 else "multiply the images by 255",
         )
@@ -180,7 +172,7 @@ def _other_space(images: torch.Tensor, low: float, high: float, outside: float) 
             f"{fact}; [-1, 1] is the space of diffusion models and of Normalize(0.5, 0.5).",
             "give --normalised half (in Python normalised='half'), which computes (x + 1) / 2",
         )
-    for name in _exact(images):
+    if name := _fitting_constants(images):
         return BadValue(
             f"{fact}; they fit exactly pixels normalised with {spelled(KNOWN[name])}.",
             f"give --normalised {name} (in Python normalised={name!r})",
@@ -207,12 +199,10 @@ def _not_undone(low: float, high: float, outside: float, applied: Normalisation)
         f"Without the normalisation {spelled(applied)} the images range from {low:.3g} to {high:.3g}, expected [0, 1]; "
         f"{100 * outside:.2g} % of the values are outside."
     )
-    if outside > _CLIPPED_SHARE:
-        return BadValue(fact, f"give the mean and std that they were normalised with {_ASK}")
+    clip = "; if these are right and the method does not clip its images, clip them with --clip (in Python clip=True)"
     return BadValue(
         fact,
-        f"give the mean and std that they were normalised with {_ASK}; if these are right and the method does not "
-        "clip its images, clip them with --clip (in Python clip=True)",
+        f"give the mean and std that they were normalised with {_ASK}{clip if outside <= _CLIPPED_SHARE else ''}",
     )
 
 
@@ -221,9 +211,9 @@ def _is_half(low: float, high: float) -> bool:
     return -1.15 <= low <= -0.85 and 0.85 <= high <= 1.15
 
 
-def _exact(images: torch.Tensor) -> Iterator[str]:
-    """Names of known constants that the images fit exactly."""
-    return (name for name, known in KNOWN.items() if name != "none" and _fits(images, known))
+def _fitting_constants(images: torch.Tensor) -> str | None:
+    """The name of the first known constants that the images fit exactly."""
+    return next((name for name, known in KNOWN.items() if name != "none" and _fits(images, known)), None)
 
 
 def _fits(images: torch.Tensor, applied: Normalisation) -> bool:
@@ -240,8 +230,7 @@ def _fits(images: torch.Tensor, applied: Normalisation) -> bool:
 def _require_applied(images: torch.Tensor, low: float, high: float, applied: Normalisation) -> None:
     """Raise for images that visibly were not normalised with these constants."""
     drop = "leave out --normalised (in Python normalised=)"
-    negative = any(mean > 0 for mean in applied.mean)
-    if negative and low >= 0 and high <= 1:
+    if any(mean > 0 for mean in applied.mean) and low >= 0 and high <= 1:
         raise BadValue(
             f"Images are declared as normalised with {spelled(applied)}, but already lie in [0, 1] "
             f"({_range(low, high)}).",
@@ -253,10 +242,8 @@ def _require_applied(images: torch.Tensor, low: float, high: float, applied: Nor
             "[-1, 1] is the space of diffusion models and of Normalize(0.5, 0.5).",
             "give --normalised half (in Python normalised='half'), or undo the constants and give pixels in [0, 1]",
         )
-    exact = list(_exact(images))
-    # option(applied): the name of these constants, or MEAN/STD if they have none
-    if exact and option(applied) not in exact and not _fits(images, applied):
-        name = exact[0]
+    name = _fitting_constants(images)
+    if name and not _fits(images, applied):
         raise BadValue(
             f"Images are declared as normalised with {spelled(applied)}, but they fit exactly {spelled(KNOWN[name])}.",
             f"give --normalised {name} (in Python normalised={name!r})",
