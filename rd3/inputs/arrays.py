@@ -96,8 +96,6 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     an array; a list of such images or of PIL's; a column of ``datasets``.  ``name``: the dataset, for messages.  Raises
     :class:`BadValue`.
     """
-    if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O"):
-        return _channels_first(tensor_of(images, "images"), side, name)
     if _is_a(images, "DataLoader"):
         raise BadValue(
             "images are a DataLoader, which gives batches.",
@@ -107,7 +105,8 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     if _is_picture(images) or not (is_column(images) or hasattr(images, "__array__")):
         what = "one picture" if _is_picture(images) else kind_of(images)
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
-    if not is_column(images):
+    whole = isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O")
+    if whole or not is_column(images):
         return _channels_first(tensor_of(images, "images"), side, name)
     with whole_pictures():  # pictures that are cut off are errors, also where a column decodes them itself
         rows = rows_of(images, "images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,23 +45,23 @@ class StatedOrder:
             raise ClassOrderError(f"{where} states a class order that cannot be read.", FIX)
         return cls(names, where)
 
-    def labels_in(self, info: ClassList) -> dict[int, int]:
-        """The dataset's label of every stated label that it has."""
-        known = max((matched(self.names.values(), naming) for naming in (info.class_ids, info.class_names)), key=len)
-        return {label: known[name] for label, name in self.names.items() if name in known}
-
     def bring(self, labels: Sequence[int], info: ClassList) -> list[int]:
         """Labels in the dataset's order; raises :class:`ClassOrderError` for one whose class it does not have."""
-        known = self.labels_in(info)
+        known = labels_by_name(self.names.values(), info)
         for label in labels:
-            if label not in known:
+            if self.names.get(label) not in known:
                 stated = f"as {self.names[label]!r}" if label in self.names else "not at all"
                 raise ClassOrderError(
                     f"{self.where} lists class {label} {stated}, which is not among the classes of {info.name}: "
                     f"{', '.join(info.class_ids[:3])} ...",
                     FIX,
                 )
-        return [known[label] for label in labels]
+        return [known[self.names[label]] for label in labels]
+
+
+def labels_by_name(names: Iterable[str], info: ClassList) -> dict[str, int]:
+    """The dataset's label of every name that is one of its class ids, or of its class names if more are these."""
+    return max((matched(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
 
 
 def label_name_pairs(value: Any) -> list[tuple[int, str]]:

@@ -9,9 +9,8 @@ import numpy as np
 
 from rd3.errors import BadValue
 from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
-from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.class_order import ClassList, StatedOrder, labels_by_name
 from rd3.inputs.label_type import require_exact
-from rd3.inputs.names import matched
 from rd3.inputs.notes import Note
 from rd3.lazy import torch
 
@@ -77,7 +76,7 @@ def _booleans() -> BadValue:
 
 
 def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
-    known = max((matched(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
+    known = labels_by_name(names, info)
     if all(name in known for name in names):
         return [known[name] for name in names]
     unknown = next(name for name in names if name not in known)

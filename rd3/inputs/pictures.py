@@ -150,19 +150,15 @@ def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
     """
     check_depth(image, where)
     try:
-        return _rgb(image, where)
+        found = peculiarity(image)
+        if found == TRANSPARENT:
+            two_steps = ".convert('LA')" if image.mode == "La" else ""
+            raise BadValue(
+                f"{where} has transparent pixels, whose colour depends on the background.",
+                f"put it on a background: Image.alpha_composite(Image.new('RGBA', image.size, 'white'), "
+                f"image{two_steps}.convert('RGBA')).convert('RGB')",
+            )
+        opaque = _rgba(image) if "transparency" in image.info or image.mode == "La" else image
+        return np.array(opaque.convert("RGB")), found
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         raise picture_fault(error, where, "replace or delete it") from None
-
-
-def _rgb(image: Image, where: str) -> tuple[np.ndarray, str | None]:
-    found = peculiarity(image)
-    if found == TRANSPARENT:
-        two_steps = ".convert('LA')" if image.mode == "La" else ""
-        raise BadValue(
-            f"{where} has transparent pixels, whose colour depends on the background.",
-            f"put it on a background: Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image{two_steps}"
-            ".convert('RGBA')).convert('RGB')",
-        )
-    opaque = _rgba(image) if "transparency" in image.info or image.mode == "La" else image
-    return np.array(opaque.convert("RGB")), found

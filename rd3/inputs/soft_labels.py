@@ -74,14 +74,12 @@ def _require_finite(given: torch.Tensor) -> None:
         )
 
 
-def _tolerance(given: torch.Tensor) -> float:
-    """Tolerance for the sum of a row of probabilities, which were rounded to their type."""
-    return max(1e-3, 4 * torch.finfo(given.dtype).eps)
-
-
-def _off_one(given: torch.Tensor) -> torch.Tensor:
-    """(N,) distance of each row's sum from 1."""
-    return (given.double().sum(dim=1) - 1).abs()
+def _wrong_sum(given: torch.Tensor) -> tuple[int, float] | None:
+    """The row whose sum is furthest from 1, and that sum; None if all are 1 as far as their type can tell."""
+    sums = given.double().sum(dim=1)
+    off = (sums - 1).abs()
+    row = int(off.argmax())
+    return (row, float(sums[row])) if float(off[row]) > max(1e-3, 4 * torch.finfo(given.dtype).eps) else None
 
 
 def _kind(given: torch.Tensor, stated: Any) -> SoftLabelKind:
@@ -93,12 +91,12 @@ def _kind(given: torch.Tensor, stated: Any) -> SoftLabelKind:
         return cast(SoftLabelKind, stated)
     if bool((given < 0).any()):
         return "logits"
-    if bool((_off_one(given) <= _tolerance(given)).all()):
+    wrong = _wrong_sum(given)
+    if wrong is None:
         return "probabilities"
-    row = int(_off_one(given).argmax())
     raise BadValue(
-        f"soft_labels have no value below 0, as logits have, and row {row} sums to "
-        f"{float(given[row].double().sum()):.4g}, where probabilities sum to 1.",
+        f"soft_labels have no value below 0, as logits have, and row {wrong[0]} sums to {wrong[1]:.4g}, where "
+        "probabilities sum to 1.",
         f"normalise the rows, or state what they are with {_HOW_TO_STATE}",
     )
 
@@ -110,11 +108,9 @@ def _require_normalised(given: torch.Tensor) -> None:
             f"Row {row} of soft_labels has {float(given[row].min()):.4g}, which is not a probability.",
             f"state logits with {_HOW_TO_STATE}, or give probabilities",
         )
-    off = _off_one(given)
-    if bool((off > _tolerance(given)).any()):
-        row = int(off.argmax())
+    if wrong := _wrong_sum(given):
         raise BadValue(
-            f"Row {row} of soft_labels sums to {float(given[row].double().sum()):.4g}, where probabilities sum to 1.",
+            f"Row {wrong[0]} of soft_labels sums to {wrong[1]:.4g}, where probabilities sum to 1.",
             "normalise the rows: soft_labels / soft_labels.sum(1, keepdim=True)",
         )
 
@@ -126,9 +122,7 @@ def _described(soft: SoftLabels, stated: Any) -> Note:
 
 
 def _stated_kind_in_doubt(soft: SoftLabels) -> Iterator[Note]:
-    values = soft.values
-    alike = bool((values >= 0).all()) and bool((_off_one(values) <= _tolerance(values)).all())
-    if soft.kind == "logits" and alike:
+    if soft.kind == "logits" and bool((soft.values >= 0).all()) and _wrong_sum(soft.values) is None:
         yield Note("soft labels are stated as logits, but their rows sum to 1 as probabilities do", doubtful=True)
 
 

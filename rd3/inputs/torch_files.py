@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from rd3.errors import DataCorrupt
 from rd3.foreign_files import UNREADABLE, require_whole
@@ -57,7 +58,7 @@ def _read(path: Path, wanted: str, fix: str) -> Any:
         start = file.read(10)
     try:
         # A safetensors file starts with the length of its header in eight bytes, then the header, which is JSON.
-        found = _safetensors(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
+        found = load_file(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
     except Exception as error:  # a damaged or hostile file can make a reader raise anything
         raise DataCorrupt(f"{path} {_unreadable(path, error, wanted)}.", _unpacked(path) or fix) from None
     if is_foreign(found):
@@ -70,12 +71,6 @@ def _read(path: Path, wanted: str, fix: str) -> Any:
 def is_foreign(value: object) -> bool:
     """Whether a value in a file stands for an object of a class that is not read."""
     return isinstance(value, _Foreign)
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 class _Foreign:
