@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _PAGES = ("<!doctype html", "<html", "<head", "<body", "<!--", "<script")
 _DISTRIBUTED = ".metadata"
-"""Index of a distributed checkpoint, beside files ending in .distcp."""
+"""Index of a distributed checkpoint, such as FSDP's, beside files ending in .distcp."""
 AGAIN = "download it again"
 
 
@@ -38,7 +38,12 @@ def require_whole(path: Path | str) -> None:
     """
     path = Path(path)
     if (path / _DISTRIBUTED).is_file() or path.suffix == ".distcp":
-        raise _distributed(path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        joined = shlex.join([str(folder), f"{folder.resolve().name}.pt"])
+        raise BadValue(
+            f"{folder} is a distributed checkpoint in several files, expected one file.",
+            f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {joined}",
+        )
     if path.is_dir():
         raise DataMissing(f"{path} is a folder, expected a file.", "give the path of a file in it")
     if not path.is_file():
@@ -46,15 +51,6 @@ def require_whole(path: Path | str) -> None:
     error = broken_file(path)
     if error is not None:
         raise error
-
-
-def _distributed(folder: Path) -> BadValue:
-    """The error for a distributed checkpoint, such as FSDP's."""
-    joined = shlex.join([str(folder), f"{folder.resolve().name}.pt"])
-    return BadValue(
-        f"{folder} is a distributed checkpoint in several files, expected one file.",
-        f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {joined}",
-    )
 
 
 def broken_file(path: Path | str) -> RD3Error | None:
@@ -66,10 +62,8 @@ def broken_file(path: Path | str) -> RD3Error | None:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(_START)
-            return _broken(path, size, start, file)
+            return _broken(path, path.stat().st_size, file.read(_START), file)
     except OSError as error:
         return DataMissing(f"{path} cannot be read: {error.strerror or error}.", "check its permissions and its disk")
 
@@ -78,7 +72,12 @@ def _broken(path: Path, size: int, start: bytes, file: BinaryIO) -> RD3Error | N
     if not size:
         return DataCorrupt(f"{path} is empty.", AGAIN)
     if start.startswith(_POINTERS):
-        return _pointer(path, start)
+        stated = re.search(rb"^size (\d+)", start, re.MULTILINE)
+        of = f" of {int(stated[1]):,} bytes" if stated else ""
+        return DataCorrupt(
+            f"{path} is a Git LFS pointer, not the file{of} that it stands for.",
+            "run `git lfs pull` in its repository, or download the file itself",
+        )
     if not start.strip(b"\0"):
         return DataCorrupt(f"{path} starts with {len(start)} zero bytes: its download did not finish.", AGAIN)
     text = _text(start)
@@ -105,15 +104,6 @@ def read_text(path: Path) -> str:
         raise DataCorrupt(
             f"{path} is not UTF-8 text: {found}.", f"save it as UTF-8; {whose}iconv -f {codec} -t UTF-8 {old} > {new}"
         ) from None
-
-
-def _pointer(path: Path, start: bytes) -> RD3Error:
-    size = re.search(rb"^size (\d+)", start, re.MULTILINE)
-    of = f" of {int(size[1]):,} bytes" if size else ""
-    return DataCorrupt(
-        f"{path} is a Git LFS pointer, not the file{of} that it stands for.",
-        "run `git lfs pull` in its repository, or download the file itself",
-    )
 
 
 def _text(start: bytes) -> str | None:

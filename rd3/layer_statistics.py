@@ -122,7 +122,9 @@ def collect(
     """
     stopwatch = Stopwatch()
     device, out = usable_device(device), Path(out)
-    _check(recipe, teacher, dataset)
+    check_training_images(recipe, dataset)
+    if teacher.training:
+        raise BadValue("Statistics need a teacher in eval mode, this one is in training mode.", "call `teacher.eval()`")
     images = Images(dataset, recipe.data.split, device)
     counts = _class_counts(images.labels, dataset)
     total = len(images.labels)
@@ -138,26 +140,12 @@ def collect(
             progress(seen / total, f"images {seen}/{total}")
         tensors = sums.averages(total, counts)
     write_atomically(out / STATISTICS, save(tensors))
+    written = sha256_file(out / STATISTICS)
     manifest = StatisticsManifest.of(
-        recipe,
-        teacher=recipe.teacher,
-        images=total,
-        layers=len(sums.layers),
-        statistics_sha256=sha256_file(out / STATISTICS),
+        recipe, teacher=recipe.teacher, images=total, layers=len(sums.layers), statistics_sha256=written
     )
     manifest.write(out)
-    return {
-        "images": total,
-        "layers": len(sums.layers),
-        **stopwatch.spent(),
-    }
-
-
-def _check(recipe: StatisticsRecipe, teacher: NormalisedNetwork, dataset: Dataset) -> None:
-    """Raise if recipe, dataset and teacher do not belong together."""
-    check_training_images(recipe, dataset)
-    if teacher.training:
-        raise BadValue("Statistics need a teacher in eval mode, this one is in training mode.", "call `teacher.eval()`")
+    return {"images": total, "layers": len(sums.layers), **stopwatch.spent()}
 
 
 def _class_counts(labels: torch.Tensor, dataset: Dataset) -> torch.Tensor:

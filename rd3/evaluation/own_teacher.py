@@ -16,15 +16,14 @@ from rd3.errors import BadValue, RD3Error, ends_the_process
 from rd3.evaluation.student import Progress
 from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
 from rd3.models import NormalisedNetwork
-from rd3.recipe import Normalisation
 from rd3.seeding import ForkedRNG
-from rd3.teacher.artifact import VERIFIED_IMAGES, Predictions, predict
+from rd3.teacher.artifact import Predictions, predict, verification_list
 from rd3.teacher.plausibility import (
     BetterConstants,
     better_constants,
     check_above_chance,
     check_finite,
-    check_order,
+    check_not_permuted,
     check_outputs,
     sentence,
 )
@@ -36,7 +35,7 @@ _SHAPE_IMAGES = 32
 _UNIT = KNOWN["none"]
 _CALLER = 4
 """Stack level of a warning in :func:`own_teacher` at the line that calls ``evaluate``, which a decorator wraps."""
-_ORDER_FIX = (  # check_order puts the order in place of {order}
+_ORDER_FIX = (  # check_not_permuted puts the order in place of {order}
     "put the rows of its last layer in the order of dataset.info.class_ids: layer.weight[{order}], and its bias"
 )
 _CHANCE_FIX = (
@@ -77,20 +76,16 @@ def own_teacher(
     with observed() as called:
         _check_logits(fed, pixels, dataset)
         check_steady(NAME, lambda some: _logits(fed, some), pixels, called, batch_statistics=batch_statistics)
-    tested = predict(
-        fed, dataset, "validation", range(min(VERIFIED_IMAGES, len(dataset.labels("validation")))), device=device
-    )
+    tested = predict(fed, dataset, "validation", verification_list(dataset), device=device)
     check_outputs(NAME, tested)
-    exchanged = check_order(NAME, tested, fed, dataset, device, _ORDER_FIX)
+    exchanged = check_not_permuted(NAME, tested, fed, dataset, device, _ORDER_FIX)
     better = better_constants(network, given, dataset, device)
-    _judge(tested, better, given, dataset, stated=normalisation is not None, allow_chance=allow_chance)
+    _judge(tested, better, dataset, stated=normalisation is not None, allow_chance=allow_chance)
     if exchanged:
         warnings.warn(exchanged, stacklevel=_CALLER)
     if better and better.worth_reporting(normalisation is not None):
         warnings.warn(
-            sentence(
-                f"{NAME} may need another input: {better.describe(given)}; {_adapted(better)} if it was trained so"
-            ),
+            sentence(f"{NAME} may need another input: {better.accuracies}; {_adapted(better)} if it was trained so"),
             stacklevel=_CALLER,
         )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
@@ -118,7 +113,6 @@ def _adapted(better: BetterConstants) -> str:
 def _judge(
     tested: Predictions,
     better: BetterConstants | None,
-    given: Normalisation,
     dataset: Dataset,
     *,
     stated: bool,
@@ -129,12 +123,11 @@ def _judge(
     if better and not stated:
         expected = "pixels in the order BGR" if better.bgr_layer else "normalised pixels"
         raise BadValue(
-            f"{NAME} seems to expect {expected}: {better.describe(given)}.",
+            f"{NAME} seems to expect {expected}: {better.accuracies}.",
             f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
         )
     if not allow_chance:
-        cause = f"{better.cause} are the likely cause: {better.describe(given)}" if better else ""
-        check_above_chance(NAME, tested, dataset, cause, fix)
+        check_above_chance(NAME, tested, dataset, better, fix)
 
 
 def _copied(teacher: Any) -> nn.Module:

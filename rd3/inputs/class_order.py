@@ -122,4 +122,4 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_label(value: Any) -> bool:
-    return _is_name(value) and (isinstance(value, int) or value.isdecimal())
+    return _is_name(value) and (isinstance(value, int) or (value.isdecimal() and len(value) < 20))

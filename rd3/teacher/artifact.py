@@ -23,7 +23,7 @@ from rd3.values import Frozen
 
 WEIGHTS, MANIFEST, CURVE = "weights.safetensors", "manifest.json", "curve.parquet"
 VERIFIED_IMAGES = 1000
-"""Length of the verification list: the first images of the validation split, at most all of them."""
+"""Largest length of the verification list."""
 TOLERANCE_PCT = 0.5
 """Maximum difference of a recount, in percentage points: allows for a device's rounding, not for other weights."""
 TEST_BATCH = 250
@@ -69,6 +69,20 @@ class TeacherManifest(ArtifactManifest):
     """One row per epoch: ``epoch`` from 1, ``loss`` (mean over images), ``train_top1_pct``, ``lr`` (of the last
     step)."""
 
+    def test_figures(self) -> dict[str, Any]:
+        """The figures of the test, for the ledger."""
+        return {
+            "top1_pct": self.test_top1_pct,
+            "correct": self.test_correct,
+            "tested": self.test_count,
+            "tested_on": self.tested_on,
+        }
+
+
+def verification_list(dataset: Dataset) -> range:
+    """Positions of the first images of the validation split, in which the classes take turns."""
+    return range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
+
 
 class Predictions(NamedTuple):
     """Predictions of a network on images of a split."""
@@ -81,7 +95,6 @@ class Predictions(NamedTuple):
 
     @property
     def correct(self) -> int:
-        """Number of correct predictions."""
         return int((self.predicted == self.labels).sum())
 
     @property
@@ -145,18 +158,18 @@ def write_teacher(
     network.eval()
     test_precision = precision or resolve_precision(device, "auto")
     set_memory_format(network, test_precision)
-    validation = min(VERIFIED_IMAGES, len(dataset.labels("validation")))
+    validation = verification_list(dataset)
     split: Split = "validation" if recipe.data.split == "fit" else "test"
     tested = len(dataset.labels(split))
-    total = tested + validation
+    total = tested + len(validation)
     test = predict(
         network, dataset, split, range(tested), device=device, precision=test_precision,
         progress=lambda fraction, note: progress(fraction * tested / total, note),
     )  # fmt: skip
     examine(test)
     verified = predict(
-        network, dataset, "validation", range(validation), device=device,
-        progress=lambda fraction, note: progress((tested + fraction * validation) / total, note),
+        network, dataset, "validation", validation, device=device,
+        progress=lambda fraction, note: progress((tested + fraction * len(validation)) / total, note),
     )  # fmt: skip
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.network.state_dict().items()}
     write_atomically(out / WEIGHTS, save(tensors))
@@ -173,7 +186,7 @@ def write_teacher(
         test_precision=test_precision,
         ran_precision=precision,
         tested_on=split,
-        verification=Verification(split="validation", count=validation, correct=verified.correct),
+        verification=Verification(split="validation", count=len(validation), correct=verified.correct),
         curve=curve,
         class_order=None if class_order is None else list(class_order),
     )

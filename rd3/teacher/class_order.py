@@ -23,11 +23,7 @@ def read_class_order(path: Path | str) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
-    text = read_text(path)
-    try:
-        pairs = label_name_pairs(text)
-    except ValueError:
-        pairs = []
+    pairs = label_name_pairs(read_text(path))
     names = dict(pairs)
     if not names or len(names) < len(pairs) or set(names) != set(range(len(names))):
         raise DataCorrupt(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError
 from rd3.models import network_info, network_names, state_shapes
 from rd3.teacher.class_order import suggest_fix
-from rd3.teacher.state_dicts import COUNTER, Checkpoint
+from rd3.teacher.state_dicts import Checkpoint, without_counters
 
 _FAMILIES = {
     "embedder.embedder.convolution": "a ResNet of Hugging Face's transformers",
@@ -51,7 +51,7 @@ def check_fit(
     fact = _first_difference(tensors, expected, str(checkpoint.source), network)
     if not fact:
         return
-    if not set(expected) & {name for name in tensors if not name.endswith(COUNTER)}:
+    if not set(expected) & without_counters(tensors):
         first = ", ".join(sorted(tensors)[:3])
         fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
     better = _network_that_fits(checkpoint, network, info)
@@ -67,26 +67,23 @@ def _known_difference(
     tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: Path | str, network: str
 ) -> BadValue | None:
     """The error for names of another library, for further tensors, and for a first layer of other channels."""
-    names = {name for name in tensors if not name.endswith(COUNTER)}
+    names = without_counters(tensors)
     whose = next((whose for mark, whose in _FAMILIES.items() if any(mark in name for name in names)), None)
     if whose and 2 * len(names & set(expected)) < len(expected):  # a last layer may be called the same
         first = ", ".join(sorted(names)[:2])
         return BadValue(f"{source} has the names of {whose} ({first}), not those of {network}.", _OTHER_NAMES)
     shapes = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in names & set(expected)}
     others = [name for name, (got, wanted) in shapes.items() if got != wanted]
-    if len(others) == 1 and names == {name for name in expected if not name.endswith(COUNTER)}:
+    if len(others) == 1 and names == without_counters(expected):
         return _other_channels(others[0], *shapes[others[0]], source)
     more = sorted(names - set(expected))
-    if not more or others or len(shapes) < sum(not name.endswith(COUNTER) for name in expected):
+    if not more or others or len(shapes) < len(without_counters(expected)):
         return None
+    listed = f"{', '.join(more[:5])}{', ...' if len(more) > 5 else ''}"
     return BadValue(
-        f"{source} has all tensors of {network} and {len(more)} more: {_some(more)}.",
+        f"{source} has all tensors of {network} and {len(more)} more: {listed}.",
         "save it without these if they have no part in its predictions; else it is another network",
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def _other_channels(name: str, got: tuple[int, ...], wanted: tuple[int, ...], source: Path | str) -> BadValue | None:
@@ -138,8 +135,8 @@ def _fits(checkpoint: Checkpoint, network: str, info: DatasetInfo, side: int) ->
         found = checkpoint.weights(shapes).tensors
     except BadValue:  # several networks of these names
         return False
-    names = {name for name in shapes if not name.endswith(COUNTER)}
-    if names != {name for name in found if not name.endswith(COUNTER)}:
+    names = without_counters(shapes)
+    if names != without_counters(found):
         return False
     differ = [name for name in names if tuple(found[name].shape) != shapes[name]]
     return len(differ) <= 2 and all(tuple(found[name].shape)[1:] == shapes[name][1:] for name in differ)

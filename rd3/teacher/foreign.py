@@ -29,7 +29,7 @@ from rd3.teacher.plausibility import (
     better_constants,
     check_above_chance,
     check_finite,
-    check_order,
+    check_not_permuted,
     check_outputs,
     found_order,
     sentence,
@@ -123,13 +123,7 @@ def import_weights(
             name, built, dataset, device, _stated(found), normalisation is not None, allow_chance, notice
         ),
     )  # fmt: skip
-    return recipe, {
-        "top1_pct": manifest.test_top1_pct,
-        "correct": manifest.test_correct,
-        "tested": manifest.test_count,
-        "tested_on": manifest.tested_on,
-        **stopwatch.spent(),
-    }
+    return recipe, manifest.test_figures() | stopwatch.spent()
 
 
 def _check_steady(source: str, network: str, built: NormalisedNetwork, dataset: Dataset, device: torch.device) -> None:
@@ -156,17 +150,16 @@ class _Examination:
 
     def __call__(self, tested: Predictions) -> None:
         check_outputs(self.name, tested)
-        exchanged = check_order(self.name, tested, self.network, self.dataset, self.device, _ORDER_FIX)
+        exchanged = check_not_permuted(self.name, tested, self.network, self.dataset, self.device, _ORDER_FIX)
         given = self.network.normalisation
         better = better_constants(self.network.network, given, self.dataset, self.device, self.stated)
         if not self.allow_chance:
-            cause = f"{better.cause} are the likely cause: {better.describe(given)}" if better else ""
-            fix = f"{better.fix(given)}, if it was trained so" if better else _CHANCE_FIX
-            check_above_chance(self.name, tested, self.dataset, cause, fix)
+            fix = f"{better.fix}, if it was trained so" if better else _CHANCE_FIX
+            check_above_chance(self.name, tested, self.dataset, better, fix)
         if exchanged:
             self.notice(exchanged)
         if better and better.worth_reporting(self.given):
-            self.notice(sentence(f"{better.describe(given)}; if it was trained so, {better.fix(given)}"))
+            self.notice(sentence(f"{better.accuracies}; if it was trained so, {better.fix}"))
         for other in self.stated:
             if other != given and not (better and better.normalisation == other):
                 self.notice(

@@ -14,7 +14,7 @@ from rd3.errors import BadValue, ClassOrderError
 from rd3.known_constants import KNOWN, option, spelled
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
-from rd3.teacher.artifact import NOT_FINITE, VERIFIED_IMAGES, Predictions, predict
+from rd3.teacher.artifact import NOT_FINITE, Predictions, predict, verification_list
 
 CONFIDENCE = 0.99
 """Of the interval of an accuracy that must not contain chance."""
@@ -81,6 +81,7 @@ class BetterConstants(NamedTuple):
     """Constants, or an order of the channels, with which a network is better than with those it was given."""
 
     normalisation: Normalisation
+    given: Normalisation
     top1_pct: float
     given_pct: float
     images: int
@@ -98,27 +99,24 @@ class BetterConstants(NamedTuple):
         return not stated or self.top1_pct - self.given_pct >= NOTED_GAIN_PCT
 
     @property
-    def cause(self) -> str:
-        """What is wrong, as the subject of a sentence in the plural."""
-        return "channels in the order BGR" if self.bgr_layer else "its constants"
-
-    def describe(self, given: Normalisation) -> str:
+    def accuracies(self) -> str:
         """Both accuracies, as one sentence without its full stop."""
         alike = f" (about as good: {', '.join(self.alike)})" if self.alike else ""
         channels = "the channels in the order BGR and " if self.bgr_layer else ""
         return (
             f"with {channels}the constants {spelled(self.normalisation)} it classifies {self.top1_pct:.1f} % of "
-            f"{self.images} validation images correctly, with {'RGB and ' if self.bgr_layer else ''}{spelled(given)} "
-            f"{self.given_pct:.1f} %{alike}"
+            f"{self.images} validation images correctly, with {'RGB and ' if self.bgr_layer else ''}"
+            f"{spelled(self.given)} {self.given_pct:.1f} %{alike}"
         )
 
-    def fix(self, given: Normalisation) -> str:
+    @property
+    def fix(self) -> str:
         """How to import it so, a clause without its full stop."""
         constants = f"import it with --normalised {option(self.normalisation)}"
         if self.bgr_layer is None:
             return constants
         weight = f"state[{self.bgr_layer!r}]"
-        then = "import that file" if self.normalisation == given else constants
+        then = "import that file" if self.normalisation == self.given else constants
         return f"reverse its input channels, {weight} = {weight}.flip(1), save it and {then}"
 
 
@@ -136,8 +134,7 @@ def better_constants(
     is tried with the given constants and with the best, and must be significantly better than RGB on the training
     images too.  ``network`` is in eval mode on ``device``.
     """
-    # The classes of the validation images take turns, so that the first ones are balanced.
-    validation = range(min(VERIFIED_IMAGES, len(dataset.labels("validation"))))
+    validation = verification_list(dataset)
 
     def tested(constants: Normalisation, split: Split, positions: Sequence[int], bgr: bool = False) -> Predictions:
         fed = NormalisedNetwork(_Reversed(network) if bgr else network, constants).eval().to(device)
@@ -166,7 +163,7 @@ def better_constants(
     knows = wilson(with_best.correct, len(validation))[0] > 2 * chance(with_best.labels)
     if not knows or not _significant(with_best, with_given):
         return None
-    return BetterConstants(best, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
+    return BetterConstants(best, given, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
 
 
 class _Reversed(nn.Module):
@@ -223,7 +220,7 @@ def check_outputs(name: str, tested: Predictions) -> None:
         )
 
 
-def check_order(
+def check_not_permuted(
     name: str, tested: Predictions, network: nn.Module, dataset: Dataset, device: torch.device, fix: str
 ) -> str:
     """Raise :class:`ClassOrderError` for classes that are permuted; returns a sentence on a smaller gain, or "".
@@ -251,8 +248,13 @@ def check_order(
     return f"{fact} {sentence(fix)}" if gain >= NOTED_GAIN_PCT else ""
 
 
-def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: str, fix: str) -> None:
-    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or lies below it."""
+def check_above_chance(
+    name: str, tested: Predictions, dataset: Dataset, better: BetterConstants | None, fix: str
+) -> None:
+    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or lies below it.
+
+    ``better``: constants that are the likely cause.
+    """
     low, high = wilson(tested.correct, len(tested.labels))
     by_chance = chance(tested.labels)
     if low > by_chance:
@@ -260,10 +262,14 @@ def check_above_chance(name: str, tested: Predictions, dataset: Dataset, cause: 
     classes, counts = tested.predicted.unique(return_counts=True)
     share = int(counts.max()) / len(tested.labels)
     same = f" and predicts class {int(classes[counts.argmax()])} for {100 * share:.0f} % of them" if share > 0.5 else ""
+    cause = f"likely causes are {_CAUSES}"
+    if better:
+        what = "channels in the order BGR" if better.bgr_layer else "its constants"
+        cause = f"{what} are the likely cause: {better.accuracies}"
     raise BadValue(
         f"{name} does not know the classes of {dataset.info.name}: it classifies {tested.top1_pct:.1f} % of "
         f"{len(tested.labels)} {tested.split} images correctly{same} (99 % interval {100 * low:.1f} to "
-        f"{100 * high:.1f}), and chance is {100 * by_chance:.1f} %; {cause or f'likely causes are {_CAUSES}'}.",
+        f"{100 * high:.1f}), and chance is {100 * by_chance:.1f} %; {cause}.",
         fix,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,6 @@ from rd3.teacher.folded import folded
 COUNTER = "num_batches_tracked"
 """Buffer of batch norms that changes no prediction; files from before torch 0.4 lack it."""
 SAVE = "save the weights where they come from: torch.save(network.state_dict(), FILE)"
-ROOT = "."
-"""Name of the file's top level among its entries."""
 _RENAMED = {"linear": "fc", "shortcut": "downsample"}
 """Names in kuangliu/pytorch-cifar of layers that are the same in torchvision's ResNets."""
 _BESIDE = ("criterion", "loss", "loss_fn", "n_averaged")
@@ -49,8 +47,12 @@ class _Tensor(NamedTuple):
     value: torch.Tensor
 
     @property
+    def prefix(self) -> str:
+        return "".join(f"{part}." for part in self.container)
+
+    @property
     def full(self) -> str:
-        return ".".join((*self.container, self.name))
+        return self.prefix + self.name
 
 
 class Checkpoint:
@@ -89,7 +91,7 @@ class Checkpoint:
         :class:`BadValue` if several networks fit or the named entry does not exist.
         """
         tensors = self._tensors
-        required = {name for name in expected if not name.endswith(COUNTER)}
+        required = without_counters(expected)
         # The names as they stand come first, as other networks call layers `linear` and `shortcut` themselves.
         for rename in (str, _renamed):
             prefixes = _prefixes(tensors, required, rename, complete=True)
@@ -100,22 +102,15 @@ class Checkpoint:
             rename, prefixes = str, _prefixes(tensors, required, str, complete=False)
         networks = {prefix: _under(tensors, prefix, rename, expected, prefixes) for prefix in prefixes}
         prefix = _chosen(self.source, networks, entry)
-        return Weights(
-            networks[prefix],
-            prefix.removesuffix(".") or ROOT,
-            _constants(tensors),
-            (*self._said, *(f"The tensors in {name} have no names and are not read." for name in self._averages())),
-        )
-
-    def _averages(self) -> list[str]:
-        """Lists of averaged weights, as some implementations of an EMA save them."""
-        averages = {one.container for one in self._tensors if one.container[-1:] == ("shadow_params",)}
-        return [".".join(container) for container in sorted(averages)]
+        # Lists of averaged weights, as some implementations of an EMA save them.
+        averages = sorted({one.container for one in tensors if one.container[-1:] == ("shadow_params",)})
+        unnamed = (f"The tensors in {'.'.join(container)} have no names and are not read." for container in averages)
+        return Weights(networks[prefix], _entry(prefix), _constants(tensors), (*self._said, *unnamed))
 
     def _require_names(self) -> None:
         """Raise :class:`DataCorrupt` for a file whose weights are a list."""
         largest = _largest(self._tensors)
-        names = [one.name for one in self._tensors if "".join(f"{part}." for part in one.container) == largest]
+        names = [one.name for one in self._tensors if one.prefix == largest]
         if len(names) > 1 and all(name.isdecimal() for name in names):
             where = f" in {largest.removesuffix('.')}" if largest else ""
             raise DataCorrupt(
@@ -135,6 +130,16 @@ def _require_one_file(path: Path) -> None:
             "save it as one file where it comes from, in transformers: model.save_pretrained(FOLDER, "
             "max_shard_size='100GB')",
         )
+
+
+def without_counters(names: Iterable[str]) -> set[str]:
+    """The names of tensors that change predictions."""
+    return {name for name in names if not name.endswith(COUNTER)}
+
+
+def _entry(prefix: str) -> str:
+    """The entry of a file as users name it; the file's top level is ``.``."""
+    return prefix.removesuffix(".") or "."
 
 
 def _renamed(name: str) -> str:
@@ -157,9 +162,8 @@ def _prefixes(
 
 
 def _largest(tensors: list[_Tensor]) -> str:
-    """The container with the most tensors, for a file without any name that is expected."""
-    [(container, _count)] = Counter(one.container for one in tensors).most_common(1)
-    return "".join(f"{part}." for part in container)
+    """The prefix of the container with the most tensors, for a file without any name that is expected."""
+    return Counter(one.prefix for one in tensors).most_common(1)[0][0]
 
 
 def _under(
@@ -193,7 +197,7 @@ def _is_constant(one: _Tensor) -> bool:
 def _chosen(path: Path | str, networks: Mapping[str, dict[str, torch.Tensor]], entry: str | None) -> str:
     """The prefix that ``entry`` names, or the only one; several are one if their tensors are equal."""
     prefixes = list(networks)
-    names = {prefix: prefix.removesuffix(".") or ROOT for prefix in prefixes}
+    names = {prefix: _entry(prefix) for prefix in prefixes}
     if entry is not None:
         found = [prefix for prefix, name in names.items() if name == entry or name.startswith(f"{entry}.")]
         if not found:

@@ -73,10 +73,7 @@ def train(
     )  # fmt: skip
     (out / CHECKPOINT).unlink(missing_ok=True)
     return {
-        "top1_pct": manifest.test_top1_pct,
-        "correct": manifest.test_correct,
-        "tested": manifest.test_count,
-        "tested_on": manifest.tested_on,
+        **manifest.test_figures(),
         "ran_precision": precision,
         "epochs": len(counters.curve),
         "final_loss": counters.curve[-1]["loss"],

@@ -21,7 +21,7 @@ from rd3.recipe import Normalisation
 from rd3.teacher import fit, plausibility
 from rd3.teacher.artifact import NOT_FINITE, Predictions
 from rd3.teacher.class_order import outputs_of, read_class_order
-from rd3.teacher.plausibility import BetterConstants, best_order, check_order, reordered, wilson
+from rd3.teacher.plausibility import BetterConstants, best_order, check_not_permuted, reordered, wilson
 
 OWN = Normalisation(mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
@@ -132,9 +132,9 @@ def test_better_constants_are_said_and_never_applied(colours, tmp_path):
 
 def test_constants_that_were_stated_are_doubted_for_five_points_only():
     for given_pct, stated, doubted in ((86, False, True), (86, True, False), (85, True, True)):
-        better = BetterConstants(KNOWN["imagenet"], top1_pct=90, given_pct=given_pct, images=100, alike=("cifar10",))
+        better = BetterConstants(KNOWN["imagenet"], OWN, 90, given_pct, images=100, alike=("cifar10",))
         assert better.worth_reporting(stated) == doubted
-        assert "about as good: cifar10" in better.describe(OWN)
+        assert "about as good: cifar10" in better.accuracies
 
 
 def test_constants_at_chance_are_the_cause_and_the_fix_works(colours, tmp_path):
@@ -192,7 +192,7 @@ def test_a_smaller_gain_by_another_order_comes_with_the_order(monkeypatch):
     monkeypatch.setattr(plausibility, "GAIN_PCT", 101.0)
     tested = Predictions("validation", torch.from_numpy(exchanged)[predicted], labels)
     data = SimpleNamespace(info=SimpleNamespace(num_classes=4, name="toy", class_ids=("a", "b", "c", "d")))
-    said = check_order("teacher", tested, None, data, torch.device("cpu"), "take the rows {order}")
+    said = check_not_permuted("teacher", tested, None, data, torch.device("cpu"), "take the rows {order}")
     assert said.endswith("Take the rows [1, 0, 2, 3].")
     assert "and 1 more class differs" in said
 
