@@ -19,7 +19,7 @@ from rd3.errors import BadValue, RD3Error, StoreError
 
 if TYPE_CHECKING:
     from pipelines.settings import Session
-    from rd3.inputs import Note
+    from rd3.inputs.notes import Note
     from rd3.store import Entry
 
 _ENDLESS = 10_000

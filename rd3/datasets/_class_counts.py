@@ -10,7 +10,7 @@ import numpy as np
 from rd3.datasets._folder import INNER, FolderRecords, class_folders
 from rd3.datasets._records import Found
 from rd3.errors import BadValue
-from rd3.inputs import unread
+from rd3.inputs.files import unread
 
 _LEAST = {"train": 2, "test": 1}
 """Images of a class that a part needs."""

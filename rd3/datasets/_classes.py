@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from rd3.errors import ClassOrderError
-from rd3.inputs import plain_name
+from rd3.inputs.names import plain_name
 
 SPELLING_SHARE = 0.9
 """Fraction of class names that must match by position before the rest count as spelling variants."""

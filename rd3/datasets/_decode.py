@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rd3.foreign_files import broken_file
-from rd3.inputs import check_depth, peculiarity, picture_fault, whole_pictures
+from rd3.inputs.pictures import check_depth, peculiarity, picture_fault, whole_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image

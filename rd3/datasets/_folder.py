@@ -16,7 +16,8 @@ from rd3.datasets._cache import content_hash
 from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
-from rd3.inputs import fix_of_layout, is_image_file, matched, require_regular, subfolders
+from rd3.inputs.files import fix_of_layout, is_image_file, require_regular, subfolders
+from rd3.inputs.names import matched
 from rd3.one_level import one_level_down
 
 _SMALL = 200

@@ -16,7 +16,8 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.inputs import GIVE_INT64, largest_exact, open_parquet, parquet_class_names, require_exact
+from rd3.inputs.label_type import GIVE_INT64, largest_exact, require_exact
+from rd3.inputs.parquet import open_parquet, parquet_class_names
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:

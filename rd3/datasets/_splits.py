@@ -10,7 +10,7 @@ import numpy as np
 from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import short_hash
 from rd3.errors import BadValue
-from rd3.inputs import require_exact
+from rd3.inputs.label_type import require_exact
 from rd3.lazy import torch
 from rd3.seeding import derive
 

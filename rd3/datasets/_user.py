@@ -27,25 +27,22 @@ from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import carve
 from rd3.datasets._user_parquet import stated_classes
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error
-from rd3.inputs import (
-    DOUBTFUL,
+from rd3.inputs.files import (
     IMAGE_SUFFIXES,
-    Note,
-    Say,
     by_number,
-    eight_bit_notes,
     first_windows_path,
     fix_of_layout,
     is_image_file,
-    matched,
-    open_parquet,
     order_text,
-    portable_name,
     require_unbroken_links,
     subfolders,
     unread,
-    warn_of_doubts,
 )
+from rd3.inputs.names import matched, portable_name
+from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.parquet import open_parquet
+from rd3.inputs.pictures import DOUBTFUL
+from rd3.inputs.pixels import eight_bit_notes
 from rd3.one_level import one_level_down
 from rd3.recipe import Normalisation
 from rd3.values import Frozen, first_mistake

@@ -9,7 +9,10 @@ import numpy as np
 
 from rd3.datasets._parquet import LABEL_COLUMNS, column_of
 from rd3.errors import BadValue
-from rd3.inputs import Note, Say, largest_exact, open_parquet, parquet_class_names, read_columns, shortened
+from rd3.inputs.files import shortened
+from rd3.inputs.label_type import largest_exact
+from rd3.inputs.notes import Note, Say
+from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
 from rd3.lazy import pa
 
 

@@ -24,7 +24,9 @@ from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Evaluation, Progress, StudentTraining
 from rd3.evaluation.teaching import LabelledViews, frozen
 from rd3.evaluation.views import Batch
-from rd3.inputs import Note, Say, check_images_and_labels, stated_space, warn_of_doubts
+from rd3.inputs.checked import check_images_and_labels
+from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.pixels import stated_space
 from rd3.known_constants import Constants
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe

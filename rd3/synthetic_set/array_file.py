@@ -12,7 +12,7 @@ from numpy.lib.npyio import NpzFile
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import AGAIN, require_whole
-from rd3.inputs import Note, Say
+from rd3.inputs.notes import Note, Say
 from rd3.lazy import torch
 from rd3.synthetic_set.tensor_file import SAVE, ForeignSet, set_of_fields
 

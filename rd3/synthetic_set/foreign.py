@@ -15,27 +15,22 @@ from typing import Any
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.errors import BadValue, DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file, read_text
-from rd3.inputs import (
-    DOUBTFUL,
+from rd3.inputs.checked import check_images_and_labels
+from rd3.inputs.class_order import StatedOrder
+from rd3.inputs.files import (
     IMAGE_SUFFIXES,
-    Note,
-    Say,
-    StatedOrder,
-    check_images_and_labels,
     fix_of_layout,
     is_image_file,
     is_litter,
-    matched,
-    picture_fault,
     require_regular,
     require_unbroken_links,
-    rgb_of,
-    stated_space,
     subfolders,
     unread,
-    warn_of_doubts,
-    whole_pictures,
 )
+from rd3.inputs.names import matched
+from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
+from rd3.inputs.pixels import stated_space
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.synthetic_set.array_file import read_array, read_array_file

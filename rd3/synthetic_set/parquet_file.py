@@ -9,7 +9,8 @@ from typing import Any
 
 from rd3.errors import BadValue
 from rd3.foreign_files import require_whole
-from rd3.inputs import Note, Say, open_parquet, parquet_class_names, read_columns
+from rd3.inputs.notes import Note, Say
+from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
 from rd3.lazy import pa, torch
 from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, ForeignSet, foreign_set
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rd3.errors import BadValue, DataCorrupt
-from rd3.inputs import StatedOrder, columns_in_order
+from rd3.inputs.class_order import StatedOrder
+from rd3.inputs.soft_labels import columns_in_order
 from rd3.lazy import torch
 from rd3.soft_labels import SoftLabels
 from rd3.store import write_atomically

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from rd3.errors import BadValue
 from rd3.foreign_files import require_whole
-from rd3.inputs import Note, Say, StatedOrder
+from rd3.inputs.class_order import StatedOrder
+from rd3.inputs.notes import Note, Say
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 IMAGES = ("images", "image", "imgs", "img", "x", "image_syn", "images_syn", "syn_images")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rd3.datasets import DatasetInfo, dataset_info
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.foreign_files import read_text
-from rd3.inputs import label_name_pairs
+from rd3.inputs.class_order import label_name_pairs
 
 FOUND = "found"
 """In place of a list of classes: the order that the network's own predictions show."""
@@ -17,7 +17,7 @@ FOUND = "found"
 def read_class_order(path: Path | str) -> tuple[str, ...]:
     """The class of each output of a classifier, from a file.
 
-    A class per line, or JSON in a form of :func:`rd3.inputs.label_name_pairs`.  Raises :class:`DataMissing` or
+    A class per line, or JSON in a form of :func:`label_name_pairs`.  Raises :class:`DataMissing` or
     :class:`DataCorrupt`.
     """
     path = Path(path)

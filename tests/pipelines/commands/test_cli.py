@@ -25,7 +25,7 @@ from pipelines.engine.execute import Failure, Outcome
 from pipelines.settings import Session
 from rd3 import methods
 from rd3.errors import BadValue
-from rd3.inputs import Note
+from rd3.inputs.notes import Note
 from rd3.methods import METHODS
 from rd3.parts import Collector
 from rd3.recipe import EvaluationRecipe, Recipe, from_json

@@ -14,8 +14,8 @@ from PIL import Image, ImageFile
 from rd3.datasets import Roots, add_folder, doctor, open_dataset
 from rd3.datasets._decode import decode
 from rd3.errors import DataCorrupt, RD3Error
-from rd3.inputs import check_images_and_labels, whole_pictures
-from rd3.inputs.pictures import rgb_of
+from rd3.inputs.checked import check_images_and_labels
+from rd3.inputs.pictures import rgb_of, whole_pictures
 from rd3.synthetic_set import import_folder, import_tensors
 from rd3.testing import ToyDataset
 

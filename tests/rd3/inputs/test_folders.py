@@ -22,7 +22,7 @@ from PIL import Image
 from rd3.datasets import Roots, add_folder, dataset_info, doctor, open_dataset
 from rd3.datasets._folder import FolderRecords
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.inputs import IMAGE_SUFFIXES, by_number, unread
+from rd3.inputs.files import IMAGE_SUFFIXES, by_number, unread
 from rd3.inputs.pictures import rgb_of
 from rd3.synthetic_set import SyntheticSet, import_folder, import_tensors
 from rd3.testing import ToyDataset

@@ -13,7 +13,7 @@ from PIL import Image
 
 import rd3
 from rd3.errors import BadValue, DataCorrupt, RD3Error
-from rd3.inputs import check_images_and_labels
+from rd3.inputs.checked import check_images_and_labels
 from rd3.synthetic_set import import_tensors
 from rd3.testing import ToyDataset
 

@@ -10,8 +10,9 @@ import torch
 
 from rd3.datasets import dataset_info
 from rd3.errors import BadValue
-from rd3.inputs import StatedOrder, label_name_pairs, matched
+from rd3.inputs.class_order import StatedOrder, label_name_pairs
 from rd3.inputs.labels import class_labels
+from rd3.inputs.names import matched
 
 
 @pytest.mark.parametrize(

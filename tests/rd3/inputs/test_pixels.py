@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rd3.errors import BadValue
-from rd3.inputs import check_images_and_labels, stated_space
+from rd3.inputs.checked import check_images_and_labels
+from rd3.inputs.pixels import stated_space
 from rd3.recipe import Normalisation
 from rd3.testing import ToyDataset
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rd3.errors import BadValue, ClassOrderError
-from rd3.inputs import check_images_and_labels
+from rd3.inputs.checked import check_images_and_labels
 from rd3.seeding import generator
 from rd3.synthetic_set import SyntheticSet, import_tensors
 from rd3.testing import ToyDataset

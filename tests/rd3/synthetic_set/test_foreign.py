@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rd3.errors import BadValue, DataCorrupt, DataMissing, StoreError
-from rd3.inputs import Note
+from rd3.inputs.notes import Note
 from rd3.recipe import Normalisation
 from rd3.store import Entry, FolderStore, sha256_file
 from rd3.synthetic_set import SyntheticSet, export_parquet, export_png, import_folder, import_tensors
