@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rd3.comparisons import ALPHA, LEAST, NO_SPREAD, corrected
+from rd3.comparisons import ALPHA, MIN_SEEDS, NO_SPREAD, corrected, is_constant
 from rd3.stats import PairedDifference, equivalence, paired_difference
 from rd3.values import Frozen
 
@@ -61,7 +61,7 @@ def overall(verdicts: Sequence[str], complete: bool = True) -> str:
 def contrast(values: Sequence[float]) -> PairedDifference | None:
     """Mean, 95 % interval and p-value against zero; None for fewer than three values."""
     values = [0.0 if abs(value) <= NO_SPREAD else value for value in values]  # rounding errors are not significant
-    return paired_difference(values, [0.0] * len(values)) if len(values) >= LEAST else None
+    return paired_difference(values, [0.0] * len(values)) if len(values) >= MIN_SEEDS else None
 
 
 def _p_value(case: Sequence[Sequence[float]]) -> float | None:
@@ -78,8 +78,7 @@ def _equivalent(case: Sequence[Sequence[float]], bound: float | None) -> float |
 def _contrasts(case: Sequence[Sequence[float]]) -> list[PairedDifference]:
     """All contrasts of a case; none if one has too few seeds, or the same value other than zero for each of them."""
     found = [one for one in map(contrast, case) if one is not None]
-    spread = all(one.high - one.low >= NO_SPREAD or abs(one.mean) <= NO_SPREAD for one in found)
-    return found if spread and len(found) == len(case) else []
+    return found if len(found) == len(case) and not any(map(is_constant, found)) else []
 
 
 def _verdict(case: Sequence[Sequence[float]], p_value: float | None, equivalent: float | None) -> str:

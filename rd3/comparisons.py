@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rd3.stats import PairedDifference, equivalence, holm, paired_difference
 
-LEAST = 3
+MIN_SEEDS = 3
 """Shared seeds that a test needs."""
 ALPHA = 0.05
 """Significance level of every verdict."""
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
     shared: int
     """Number of shared seeds."""
     difference: PairedDifference | None
-    """First minus second; None with fewer than :data:`LEAST` shared seeds."""
+    """First minus second; None with fewer than :data:`MIN_SEEDS` shared seeds."""
     adjusted: float | None
     """Two-sided p-value of the paired t-test after Holm's correction over the family of tests; None without a test."""
     equivalent: float | None
@@ -43,6 +43,12 @@ class Comparison(NamedTuple):
     def separated(self) -> bool:
         """Whether the corrected test finds a difference."""
         return self.adjusted is not None and self.adjusted < ALPHA
+
+    def sign(self) -> int:
+        """1 if the corrected test finds the first method better, -1 if the second, 0 if it finds no difference."""
+        if self.difference is None or not self.separated():
+            return 0
+        return 1 if self.difference.mean > 0 else -1
 
     def verdict(self) -> str:
         """``different``, ``equal within noise``, ``equivalent`` (within the bound) or ``not tested``.
@@ -70,34 +76,33 @@ def families(settings: Sequence[Values], *, bound: float | None = None) -> list[
     """The comparisons of :func:`compare_all` for each setting (values of one protocol), corrected over all together."""
     found = [[_compared(values, *pair, bound) for pair in itertools.combinations(values, 2)] for values in settings]
     flat = [one for comparisons in found for one in comparisons]
-    adjusted = corrected([one.adjusted for one in flat])
-    equivalent = corrected([one.equivalent for one in flat])
-    flat = [one._replace(adjusted=p, equivalent=q) for one, p, q in zip(flat, adjusted, equivalent, strict=True)]
-    rest = iter(flat)
-    return [list(itertools.islice(rest, len(comparisons))) for comparisons in found]
+    adjusted = iter(corrected([one.adjusted for one in flat]))
+    equivalent = iter(corrected([one.equivalent for one in flat]))
+    return [[one._replace(adjusted=next(adjusted), equivalent=next(equivalent)) for one in each] for each in found]
 
 
 def _compared(values: Values, first: str, second: str, bound: float | None) -> Comparison:
     shared = [seed for seed in values[first] if seed in values[second]]
-    if len(shared) < LEAST:
-        return Comparison(first, second, len(shared), None, None, None)
     sides = [values[first][seed] for seed in shared], [values[second][seed] for seed in shared]
-    difference = paired_difference(*sides)
-    if difference.high - difference.low < NO_SPREAD and abs(difference.mean) > NO_SPREAD:
+    difference = paired_difference(*sides) if len(shared) >= MIN_SEEDS else None
+    if difference is None or is_constant(difference):
         return Comparison(first, second, len(shared), difference, None, None)
     equal = None if bound is None else equivalence(*sides, bound)
     return Comparison(first, second, len(shared), difference, difference.p_value, equal)
 
 
+def is_constant(difference: PairedDifference) -> bool:
+    """Whether the differences are all the same and not zero, so that they are not tested (:data:`NO_SPREAD`)."""
+    return difference.high - difference.low < NO_SPREAD and abs(difference.mean) > NO_SPREAD
+
+
 def single_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference | None:
     """The paired difference of two methods by themselves, from two shared seeds on.
 
-    None without a standard deviation: for one seed, or if all differences are the same and not zero
-    (:data:`NO_SPREAD`).
+    None without a standard deviation: for one seed, or if :func:`is_constant`.
     """
     found = paired_difference(first, second) if len(first) > 1 else None
-    constant = found is not None and found.high - found.low < NO_SPREAD and abs(found.mean) > NO_SPREAD
-    return None if constant else found
+    return None if found is None or is_constant(found) else found
 
 
 def corrected(p_values: Sequence[float | None]) -> list[float | None]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rd3.comparisons import ALPHA, LEAST, Comparison, Values, compare_all, families
+from rd3.comparisons import ALPHA, MIN_SEEDS, Values, compare_all, families
 from rd3.errors import BadValue
 from rd3.seeding import derive
 from rd3.stats import mean
@@ -22,7 +22,7 @@ class RankingAgreement(NamedTuple):
 
     tau: float
     bootstrap: tuple[float, float] | None
-    """Percentile interval over seeds that are drawn anew; None with fewer than :data:`LEAST` seeds."""
+    """Percentile interval over seeds that are drawn anew; None with fewer than :data:`MIN_SEEDS` seeds."""
     interval: tuple[float, float] | None
     """Simultaneous interval: the rankings that the paired tests leave possible; None like ``bootstrap``."""
     same: int
@@ -73,24 +73,33 @@ def rank_intervals(values: Values) -> dict[str, tuple[int, int]]:
     those that are significantly worse (Mogstad, Romano, Shaikh and Wilhelm 2024), by :func:`compare_all`.
     """
     better, worse = dict.fromkeys(values, 0), dict.fromkeys(values, 0)
-    for one in compare_all(values):
-        if one.difference is not None and one.separated():
-            winner, loser = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
-            better[loser] += 1
-            worse[winner] += 1
+    for pair in compare_all(values):
+        for name, sign in ((pair.first, pair.sign()), (pair.second, -pair.sign())):
+            better[name] += sign < 0
+            worse[name] += sign > 0
     return {name: (1 + better[name], len(values) - worse[name]) for name in values}
 
 
-def rank_bootstrap(scores: NDArray[np.float64], draws: int = 2000, confidence: float = 0.95) -> NDArray[np.int64]:
-    """Percentile intervals of each method's rank over seeds that are drawn anew: (2, methods), lowest and highest rank.
+def on_shared_seeds(*settings: Values) -> list[dict[str, dict[Hashable, float]]]:
+    """The results of each setting on those seeds that all methods have in all settings, in one order of the seeds."""
+    everything = [results for values in settings for results in values.values()]
+    shared = [seed for seed in next(iter(everything), {}) if all(seed in results for results in everything)]
+    return [{name: {seed: results[seed] for seed in shared} for name, results in each.items()} for each in settings]
 
-    ``scores``: (seeds, methods), paired by seed.  The interval describes how far ranks move with the seeds.  It is not
-    a confidence interval: where methods are close, it leaves out the true rank of the extreme ones too often, which
-    :func:`rank_intervals` does not.
+
+def rank_bootstrap(values: Values, draws: int = 2000) -> dict[str, tuple[int, int]]:
+    """Lowest and highest rank of each method in the middle 95 % of rankings when seeds are drawn anew.
+
+    All methods need the same seeds in the same order (:func:`on_shared_seeds`).  The interval describes how far ranks
+    move with the seeds.  It is not a confidence interval: where methods are close, it leaves out the true rank of the
+    extreme ones too often, which :func:`rank_intervals` does not.  Raises :class:`BadValue` for fewer than
+    :data:`MIN_SEEDS` seeds.
     """
-    ranks = _ranks(_resampled_means(_matrix(scores), draws))
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    return np.quantile(ranks, ends, axis=0, method="inverted_cdf").astype(np.int64)
+    scores = _matrix(values)
+    if len(scores) < MIN_SEEDS:
+        raise BadValue(f"A bootstrap over seeds got {len(scores)}, expected at least {MIN_SEEDS} seeds.")
+    low, high = _middle(_ranks(_resampled_means(scores, draws))).astype(int).tolist()
+    return {name: (low[place], high[place]) for place, name in enumerate(values)}
 
 
 def ranking_agreement(first: Values, second: Values, *, draws: int = 2000) -> RankingAgreement:
@@ -101,52 +110,37 @@ def ranking_agreement(first: Values, second: Values, *, draws: int = 2000) -> Ra
     simultaneous ``interval`` holds the true tau with a probability of at least 95 %: pairs of methods that
     Holm's correction over both settings separates in both are fixed, and every other pair may go either way.
     """
-    one, other = _shared_matrices(first, second)
-    tau = float(_tau(one.mean(0), other.mean(0)))
-    pairs = one.shape[1] * (one.shape[1] - 1) // 2
-    if len(one) < LEAST:
-        return RankingAgreement(tau, None, None, 0, 0, pairs)
-    signs = [[_sign(pair) for pair in family] for family in families([_by_seed(one), _by_seed(other)])]
-    products = [a * b for a, b in zip(*signs, strict=True)]
-    same, opposite = products.count(1), products.count(-1)
-    undecided = pairs - same - opposite
-    drawn = _resampled_means(np.concatenate([one, other], axis=1), draws)
-    taus = _tau(drawn[:, : one.shape[1]], drawn[:, one.shape[1] :])
-    low, high = np.quantile(taus, [ALPHA / 2, 1 - ALPHA / 2], method="inverted_cdf")
-    interval = ((same - opposite - undecided) / pairs, (same - opposite + undecided) / pairs)
-    return RankingAgreement(tau, (float(low), float(high)), interval, same, opposite, undecided)
-
-
-def _sign(pair: Comparison) -> int:
-    if pair.difference is None or not pair.separated():
-        return 0
-    return 1 if pair.difference.mean > 0 else -1
-
-
-def _shared_matrices(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both settings as (seeds, methods), on the seeds that every method has in both."""
     if set(first) != set(second) or len(first) < 2:
         raise BadValue(
             f"Two rankings are of {len(first)} and {len(second)} methods, expected the same ones, at least 2.",
             "compare the methods that both settings have",
         )
-    columns = [values[name] for values in (first, second) for name in first]
-    seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
-    if not seeds:
+    both = on_shared_seeds(first, {name: second[name] for name in first})
+    one, other = map(_matrix, both)
+    if not len(one):
         raise BadValue("The methods to rank share no seed, expected at least 1.", "run them on the same seeds")
-    both = np.array([[column[seed] for column in columns] for seed in seeds], dtype=np.float64)
-    return both[:, : len(first)], both[:, len(first) :]
+    tau = float(_tau(one.mean(0), other.mean(0)))
+    pairs = len(first) * (len(first) - 1) // 2
+    if len(one) < MIN_SEEDS:
+        return RankingAgreement(tau, None, None, 0, 0, pairs)
+    signs = [[pair.sign() for pair in family] for family in families(both)]
+    products = [a * b for a, b in zip(*signs, strict=True)]
+    same, opposite = products.count(1), products.count(-1)
+    undecided = pairs - same - opposite
+    drawn = _resampled_means(np.concatenate([one, other], axis=1), draws)
+    low, high = _middle(_tau(drawn[:, : len(first)], drawn[:, len(first) :])).tolist()
+    interval = ((same - opposite - undecided) / pairs, (same - opposite + undecided) / pairs)
+    return RankingAgreement(tau, (low, high), interval, same, opposite, undecided)
 
 
-def _by_seed(scores: NDArray[np.float64]) -> dict[str, dict[Hashable, float]]:
-    return {str(index): dict(enumerate(column.tolist())) for index, column in enumerate(scores.T)}
+def _matrix(values: Values) -> NDArray[np.float64]:
+    """(seeds, methods)."""
+    return np.array([list(results.values()) for results in values.values()], dtype=np.float64).T
 
 
-def _matrix(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    given = np.asarray(scores, dtype=np.float64)
-    if given.ndim != 2 or len(given) < LEAST:
-        raise BadValue(f"A bootstrap over seeds got scores of shape {given.shape}, expected at least {LEAST} seeds.")
-    return given
+def _middle(drawn: NDArray[Any]) -> NDArray[Any]:
+    """Ends of the middle 95 % of what was drawn, along the first dimension."""
+    return np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0, method="inverted_cdf")
 
 
 def _resampled_means(scores: NDArray[np.float64], draws: int) -> NDArray[np.float64]:

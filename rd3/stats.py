@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -133,31 +132,23 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _interval(centre: float, error: float, df: int, confidence: float) -> tuple[float, float]:
+    from scipy import special
+
     if not 0 < confidence < 1:
         raise BadValue(f"The confidence of an interval is {confidence}, expected one between 0 and 1.", "e.g. 0.95")
-    half = _t_quantile(df, (1 + confidence) / 2) * error
+    half = float(special.stdtrit(df, (1 + confidence) / 2)) * error
     return centre - half, centre + half
 
 
-@lru_cache(maxsize=256)
-def _t_quantile(df: int, probability: float) -> float:
-    from scipy import special
-
-    return float(special.stdtrit(df, probability))
-
-
 def _differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """First minus second; exactly 0 for values equal up to rounding, which a test would take as apart without error."""
     if len(first) != len(second):
         raise BadValue(
             f"A paired test got {len(first)} and {len(second)} values, expected equal numbers.", "pair them by seed"
         )
     _at_least(first, 2)
-    return [_difference(float(one), float(other)) for one, other in zip(first, second, strict=True)]
-
-
-def _difference(one: float, other: float) -> float:
-    """Exactly 0 for values that are equal up to rounding, of which a test would make a difference without error."""
-    return 0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other
+    pairs = zip(map(float, first), map(float, second), strict=True)
+    return [0.0 if math.isclose(one, other, rel_tol=1e-12) else one - other for one, other in pairs]
 
 
 def _at_least(values: Sequence[object], count: int, fix: str = "run more seeds") -> None:

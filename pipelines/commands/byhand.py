@@ -88,9 +88,9 @@ def evaluate(
 
 def reductions_text(cut: dict[str, tuple[float, float]]) -> str:
     """Note for results obtained with settings reduced from the published ones."""
-    from tracking.report.tables import cuts_text
+    from tracking.report.tables import reduced_text
 
-    return f"; run/published: {cuts_text(cut)}" if cut else ""
+    return f"; run/published: {reduced_text(cut)}" if cut else ""
 
 
 def import_outcomes(

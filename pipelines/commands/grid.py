@@ -424,7 +424,7 @@ def result_rows(results: Results) -> list[dict[str, str | int]]:
             "changed": changes_text({**score.overrides, **score.varied}),
             "top-1 %": top1_text(score),
             "paper": f"{score.paper.mean:.1f}" if score.paper else "",
-            "run/published": reduced_text(score),
+            "run/published": reduced_text(score.reduced),
         }
         for score in results.scores
     ]

@@ -50,7 +50,7 @@ def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, d
     """
     found: dict[Place, dict[str, Score]] = {}
     for score in scores:
-        if score.keys if planned else score.repeats:
+        if score.keys if planned else score.by_seeds:
             setting, method = split(score)
             found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
     seen: set[tuple[tuple[str, ...], ...]] = set()  # keys of evaluations, by method

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rd3.claims import FAILS, HOLDS, OPEN, Claim, Evidence, Test, contrast, judge, overall
 from tracking.report.blocks import Place, Setting, by_place
-from tracking.report.columns import EQUIVALENCE_MARGIN, by_unit, several_sets, unit_of
+from tracking.report.columns import EQUIVALENCE_MARGIN, several_sets, unit_means, unit_of
 from tracking.report.extra._base import Table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -123,7 +123,9 @@ def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> It
         for name in places[first]:
             if name != base and name in places[place]:
                 scores = (places[place][name], places[first][name], places[first][base])
-                change, apart = _paired(*scores)
+                # The method's change by the setting, and its difference from the first method under the first setting.
+                after, before, of_base = _by_seed(*scores)
+                change, apart = _difference(after, before), _difference(before, of_base)
                 tested = ([a + b for a, b in zip(change, apart, strict=True)],
                           [a - b for a, b in zip(change, apart, strict=True)])  # fmt: skip
                 compared = f"{name}: change by the setting, against {name} − {base} under the first"
@@ -151,22 +153,13 @@ def _difference(first: Values, second: Values) -> list[float]:
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
-def _paired(after: Score, before: Score, base: Score) -> tuple[list[float], list[float]]:
-    """(``after`` minus ``before``, ``before`` minus ``base``) for each seed that all three share.
-
-    That is, a method's change by another setting, and its difference from the first method under the first setting.
-    """
-    values_after, values_before, values_base = _by_seed(after, before, base)
-    return _difference(values_after, values_before), _difference(values_before, values_base)
-
-
 def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
     """Accuracies of each score on the seeds that all share, in one order of the seeds.
 
     ``by_set``: whether these are set seeds; None: if any of the scores has several.
     """
     by_set = several_sets(scores) if by_set is None else by_set
-    values = [by_unit(score, by_set) for score in scores]
+    values = [unit_means(score.by_seeds, by_set) for score in scores]
     shared = [seed for seed in values[0] if all(seed in one for one in values)]
     return [[one[seed] for seed in shared] for one in values]
 

@@ -9,7 +9,7 @@ from typing import Self
 
 from rd3.comparisons import Comparison, compare_all
 from rd3.stats import mean
-from tracking.report.scores import Score
+from tracking.report.scores import Score, Seeds
 
 EQUIVALENCE_MARGIN = 1.0
 """Points of accuracy: methods whose difference is shown to be smaller are equivalent in reports."""
@@ -17,7 +17,7 @@ EQUIVALENCE_MARGIN = 1.0
 
 def several_sets(scores: Sequence[Score]) -> bool:
     """Whether any score has several set seeds, which are then the units of tests."""
-    return any(len({repeat.set_seed for repeat in score.repeats}) > 1 for score in scores)
+    return any(len({set_seed for set_seed, _student_seed in score.by_seeds}) > 1 for score in scores)
 
 
 def unit_of(scores: Sequence[Score]) -> str:
@@ -25,21 +25,24 @@ def unit_of(scores: Sequence[Score]) -> str:
     return "set seeds" if several_sets(scores) else "student seeds"
 
 
-def by_unit(score: Score, by_set: bool) -> dict[Hashable, float]:
-    """Accuracy in per cent by seed: means over the students of each set seed if ``by_set``, else by student seed.
+def unit_means(by_seeds: Mapping[Seeds, float], by_set: bool) -> dict[Hashable, float]:
+    """Accuracies by seed: means over the students of each set seed if ``by_set``, else by student seed.
 
     Students of one set are not independent samples of the method.
     """
     found: dict[Hashable, list[float]] = {}
-    for repeat in score.repeats:
-        found.setdefault(repeat.set_seed if by_set else repeat.student_seed, []).append(repeat.top1_pct)
+    for (set_seed, student_seed), value in by_seeds.items():
+        found.setdefault(set_seed if by_set else student_seed, []).append(value)
     return {seed: mean(values) for seed, values in found.items()}
 
 
-def values_of(scores: Mapping[str, Score]) -> dict[str, dict[Hashable, float]]:
-    """Accuracies of the scores with results by label and unit, for :func:`rd3.comparisons.compare_all`."""
-    by_set = several_sets(list(scores.values()))
-    return {label: by_unit(score, by_set) for label, score in scores.items() if score.repeats}
+def values_of(*columns: Mapping[str, Score]) -> list[dict[str, dict[Hashable, float]]]:
+    """Per cent by label and unit of the scores with results, as :mod:`rd3.comparisons` takes them; one unit for all."""
+    by_set = several_sets([score for column in columns for score in column.values()])
+    return [
+        {label: unit_means(score.by_seeds, by_set) for label, score in column.items() if score.by_seeds}
+        for column in columns
+    ]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Column:
         means = {label: score.top1.mean for label, score in scores.items() if score.top1 is not None}
         highest = max(means.values(), default=0.0)
         best = tuple(label for label, value in means.items() if math.isclose(value, highest, rel_tol=1e-12))
-        compared = tuple(compare_all(values_of(scores), bound=EQUIVALENCE_MARGIN))
+        compared = tuple(compare_all(*values_of(scores), bound=EQUIVALENCE_MARGIN))
         return cls(best if len(means) > 1 else (), unit_of(list(scores.values())), compared)
 
     def standing(self, label: str) -> str:

@@ -37,7 +37,7 @@ def latex_of_results(table: ResultTable) -> str:
         for ipc in table.ipcs:
             score = row.scores.get(ipc)
             cells.append("" if score is None else _cell(score, table.standing(row, ipc), table.markers(score)))
-            cells += [escape(paper_text(score)) if score else ""] if papers[ipc] else []
+            cells += [escape(paper_text(score.paper)) if score else ""] if papers[ipc] else []
         rows.append(cells)
     notes = [f"$^{{{letter(index)}}}$ {escape(note)}." for index, note in enumerate(table.notes)]
     notes += [escape(table.legend.format(equal="underlined"))] if table.legend else []
@@ -52,7 +52,7 @@ def _cell(score: Score, standing: str, markers: Sequence[str]) -> str:
         shown = f"\\textbf{{{shown}}}"
     if standing == "equal":
         shown = f"\\underline{{{shown}}}"
-    reduced = f" {escape(reduced_text(score))}" if score.reduced else ""
+    reduced = f" {escape(reduced_text(score.reduced))}" if score.reduced else ""
     return shown + reduced + (f"$^{{{','.join(markers)}}}$" if markers else "")
 
 

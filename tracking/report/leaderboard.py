@@ -89,7 +89,7 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
             status=VERIFIED,
             protocol=", ".join(filter(None, (score.protocol, score.setting, changes_text(score.overrides), *tested))),
             teacher=score.teacher,
-            reduced=reduced_text(score),
+            reduced=reduced_text(score.reduced),
             source=grid,
             grid=grid,
         )
@@ -99,7 +99,7 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
         yield Standing(
             **cell,
             top1=score.paper.mean,
-            shown=paper_text(score),
+            shown=paper_text(score.paper),
             status=REPORTED,
             protocol=config,
             teacher=names()["teacher"],

@@ -12,12 +12,13 @@ import pandas as pd
 from rd3.comparisons import single_difference
 from rd3.component import changes_text
 from rd3.stats import PairedDifference, mean
+from tracking.report.columns import unit_means
 from tracking.report.query import split_overrides
+from tracking.report.scores import Seeds
 
 _EVALUATION = ("teacher", "student", "protocol", "labels")
 _EQUAL = ("method", "dataset", "ipc", *_EVALUATION, "varied")
-Seeds = tuple[int | None, int]
-"""(set seed, student seed)"""
+Rows = dict[Seeds, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Pair:
 
 def pairs(frame: pd.DataFrame) -> list[Pair]:
     """Every variant in ``query.rows`` for which the published method was also run, in the order of the rows."""
-    groups: dict[str, dict[str, dict[Seeds, dict[str, Any]]]] = {}
+    groups: dict[str, dict[str, Rows]] = {}  # by what a pair shares, then by the settings of the variant
     for row in frame[frame["status"] == "done"].to_dict("records"):
         # own: settings of the method, named METHOD.SETTING; rest: changed fields of the protocol
         own, rest = split_overrides(row["method"], row["overrides"])
@@ -57,41 +58,29 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
         variants.setdefault(json.dumps(own, sort_keys=True), {})[row["set_seed"], row["student_seed"]] = row
     found = []
     for variants in groups.values():
-        plain = variants.get("{}")
-        for changed, repeats in variants.items():
-            if changed == "{}" or plain is None:
-                continue
-            both = sorted(set(plain) & set(repeats), key=lambda seeds: (seeds[0] or 0, seeds[1]))
+        plain = variants.pop("{}", {})
+        for changed, variant in variants.items():
+            both = [seeds for seeds in plain if seeds in variant]
             if both:
-                sides = ([one[seeds] for seeds in both] for one in (plain, repeats))
+                sides = ({seeds: rows[seeds] for seeds in both} for rows in (plain, variant))
                 found.append(_pair(json.loads(changed), *sides))
     return found
 
 
-def _pair(own: dict[str, Any], plain: list[dict[str, Any]], variant: list[dict[str, Any]]) -> Pair:
-    first = plain[0]
-    several = len({row["set_seed"] for row in plain}) > 1
-    before, after = (_values(rows, several) for rows in (plain, variant))
+def _pair(own: dict[str, Any], plain: Rows, variant: Rows) -> Pair:
+    first, *_others = rows = [*plain.values(), *variant.values()]
+    several = len({set_seed for set_seed, _student_seed in plain}) > 1
+    before, after = ({seeds: row["top1_pct"] for seeds, row in side.items()} for side in (plain, variant))
     return Pair(
         **{name: first[name] for name in ("method", "dataset", "ipc", "evaluation")},
         changed={name.removeprefix(f"{first['method']}."): value for name, value in own.items()},
-        plain=mean([row["top1_pct"] for row in plain]),
-        variant=mean([row["top1_pct"] for row in variant]),
+        plain=mean(list(before.values())),
+        variant=mean(list(after.values())),
         seeds=len(plain),
         unit="set seeds" if several else "student seeds",
-        difference=single_difference(after, before),
-        precisions=tuple(sorted({row["ran_precision"] for row in (*plain, *variant) if row["ran_precision"]})),
+        difference=single_difference(*(list(unit_means(side, several).values()) for side in (after, before))),
+        precisions=tuple(sorted({row["ran_precision"] for row in rows if row["ran_precision"]})),
     )
-
-
-def _values(rows: list[dict[str, Any]], several_sets: bool) -> list[float]:
-    """One value per unit; students of one set are not independent samples of the method."""
-    if not several_sets:
-        return [row["top1_pct"] for row in rows]
-    by_set: dict[int | None, list[float]] = {}
-    for row in rows:
-        by_set.setdefault(row["set_seed"], []).append(row["top1_pct"])
-    return [mean(values) for values in by_set.values()]
 
 
 def evaluation_texts(found: Sequence[Pair]) -> list[str]:

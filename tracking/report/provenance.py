@@ -10,7 +10,7 @@ import pandas as pd
 
 from rd3.component import changes_text
 from tracking.report.query import Find
-from tracking.report.scores import Score, point_of, point_of_score
+from tracking.report.scores import Score, point_of
 from tracking.report.tables import seconds_text
 
 
@@ -26,7 +26,7 @@ class Provenance:
     """Origins of all scores of a grid, in their order."""
 
     def __init__(self, scores: Sequence[Score], frame: pd.DataFrame, find: Find):
-        self._origins = {point_of_score(score): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
+        self._origins = {point_of(vars(score)): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
         for row in frame.to_dict("records"):
             self._origins[point_of(row)].rows.append(_texts(row, find))
 
@@ -41,7 +41,7 @@ class Provenance:
 
     def anchor(self, score: Score) -> str:
         """Id of the score's rows."""
-        return self._origins[point_of_score(score)].anchor
+        return self._origins[point_of(vars(score))].anchor
 
 
 def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:

@@ -159,7 +159,7 @@ def summary(found: Sequence[Score]) -> str:
     for place, score in enumerate(found):
         changed = changes_text({**score.overrides, **score.varied})
         cells = (score.method, score.dataset, score.ipc, score.student, score.protocol, score.labels, score.setting)
-        texts = [escape_markdown(str(text)) for text in (*cells, changed, top1_text(score), paper_text(score))]
+        texts = [escape_markdown(str(text)) for text in (*cells, changed, top1_text(score), paper_text(score.paper))]
         line = f"| {' | '.join(texts)} |"
         size += len(line) + 1
         if size > _LONGEST:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from rd3.comparisons import LEAST
+from rd3.comparisons import MIN_SEEDS
 from rd3.component import changes_text
 from rd3.errors import BadValue
 from rd3.protocol import EvalProtocol
@@ -37,6 +37,8 @@ POINT = (
 
 VALIDATED = "tested on validation images"
 """What sets the scores of a grid with ``test_on: validation`` apart."""
+Seeds = tuple[int | None, int]
+"""(set seed, student seed) of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Summary:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval, within 0 to 100 %; None for fewer than three units, from which it would claim too much."""
-        if self.low is None or self.high is None or self.units < LEAST:
+        if self.low is None or self.high is None or self.units < MIN_SEEDS:
             return None
         return max(self.low, 0.0), min(self.high, 100.0)
 
@@ -92,15 +94,6 @@ def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summa
         high=high,
         components=variance_components(groups),
     )
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Seeds and top-1 accuracy of one evaluation."""
-
-    set_seed: int | None
-    student_seed: int
-    top1_pct: float
 
 
 @dataclass(frozen=True)
@@ -144,12 +137,13 @@ class Score:
     """Images of a set."""
     precisions: tuple[str, ...] = ()
     """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
-    sets: tuple[str, ...] = field(default=())
+    sets: tuple[str, ...] = ()
     """Keys of the sets, in order of the set seed."""
-    evaluations: tuple[str, ...] = field(default=())
-    repeats: tuple[Repeat, ...] = field(default=())
-    """The finished repeats, in the order of ``evaluations``."""
-    keys: tuple[str, ...] = field(default=())
+    evaluations: tuple[str, ...] = ()
+    """Keys of the finished evaluations."""
+    by_seeds: Mapping[Seeds, float] = field(default_factory=dict)
+    """Top-1 accuracy in per cent of the finished evaluations, in ascending order of their seeds."""
+    keys: tuple[str, ...] = ()
     """Keys of the planned evaluations."""
     generation_gpus: tuple[str, ...] = ("",)
     """Names of the GPUs that made the sets; empty for a processor."""
@@ -250,7 +244,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),
         evaluations=tuple(row["evaluation"] for row in done),
-        repeats=tuple(Repeat(row["set_seed"], row["student_seed"], row["top1_pct"]) for row in done),
+        by_seeds={(row["set_seed"], row["student_seed"]): row["top1_pct"] for row in done},
         keys=tuple(row["evaluation"] for row in repeats if row["evaluation"]),
     )
 
@@ -261,13 +255,8 @@ def _paper_value(row: Mapping[str, Any], network: str | None) -> PaperValue | No
 
 
 def point_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields that repeats share, as text."""
+    """The fields that repeats share, as text; ``fields``: of a row, or ``vars`` of a score."""
     return tuple(_text(fields[name]) for name in POINT)
-
-
-def point_of_score(score: Score) -> tuple[str, ...]:
-    """:func:`point_of` the score's repeats."""
-    return tuple(_text(getattr(score, name)) for name in POINT)
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -50,16 +50,16 @@ class ResultTable:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     """Footnotes in the order of their letters."""
-    part: str = ""
+    part: str
     """The grid's name (key ``setting``) for the part of it that the table shows."""
-    mixed: bool = False
+    mixed: bool
     """Whether the scores ran at different precisions, which footnotes then state."""
-    columns: Mapping[int, Column] = field(default_factory=dict)
+    columns: Mapping[int, Column]
     """The comparison of the methods at each IPC."""
 
     def standing(self, row: Row, ipc: int) -> str:
         """``best``, ``equal`` (to the best within noise) or empty."""
-        return self.columns[ipc].standing(row.label) if ipc in self.columns else ""
+        return self.columns[ipc].standing(row.label)
 
     @property
     def legend(self) -> str:
@@ -83,17 +83,12 @@ class ResultTable:
         return [letter(self.notes.index(note)) for note in notes_of(score, self.mixed)]
 
 
-def across_precisions(scores: Sequence[Score]) -> bool:
-    """Whether the scores ran at different precisions."""
-    return len({precision for score in scores for precision in score.precisions}) > 1
-
-
 def letter(index: int) -> str:
     """Letters for footnotes: 0 is a, 25 is z, 26 is aa."""
     return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
-def notes_of(score: Score, mixed: bool = False) -> list[str]:
+def notes_of(score: Score, mixed: bool) -> list[str]:
     """Footnotes of a score; ``mixed``: other scores of the table ran at another precision."""
     found = []
     if len(score.precisions) > 1:
@@ -111,13 +106,8 @@ def notes_of(score: Score, mixed: bool = False) -> list[str]:
     return found
 
 
-def reduced_text(score: Score) -> str:
-    """``epochs 40/400`` (run/published) for every field that was reduced."""
-    return cuts_text(score.reduced)
-
-
-def cuts_text(reduced: Mapping[str, tuple[float, float]]) -> str:
-    """The text of :func:`reduced_text` for a map of fields to (value of the run, published value)."""
+def reduced_text(reduced: Mapping[str, tuple[float, float]]) -> str:
+    """``epochs 40/400`` for every reduced field, from its values (run, published)."""
     return ", ".join(f"{name} {run:g}/{published:g}" for name, (run, published) in reduced.items())
 
 
@@ -147,21 +137,11 @@ def count_text(got: Summary) -> str:
     return f"{count}; set seeds ± {got.std_sets:.1f}, student seeds ± {got.std_students:.1f}"
 
 
-def paper_text(score: Score) -> str:
-    """The paper's value, or an empty string."""
-    return printed_text(score.paper)
-
-
-def printed_text(value: PaperValue | None) -> str:
+def paper_text(value: PaperValue | None) -> str:
     """A value that the paper prints, or an empty string."""
     if value is None:
         return ""
     return f"{value.mean:.1f}" + ("" if value.std is None else f" ± {value.std:.1f}")
-
-
-def delta_text(score: Score) -> str:
-    """Signed difference in points, or an empty string."""
-    return points_text(score.delta)
 
 
 def points_text(points: float | None) -> str:
@@ -178,16 +158,14 @@ def seconds_text(value: float | None) -> str:
 
 def _check_columns(scores: Sequence[Score]) -> None:
     """Raise :class:`BadValue` if a column mixes protocols, because its rows would not be comparable."""
-    columns: dict[tuple[str, int], dict[tuple[str, str, str], None]] = {}
+    columns: dict[tuple[str, int], list[Score]] = {}
     for score in scores:
-        fields = comparable_protocol(score.resolved) if score.resolved else ""
-        columns.setdefault((score.dataset, score.ipc), {})[score.protocol, score.labels, fields] = None
-    for (dataset, ipc), settings in columns.items():
-        known = [setting for setting in settings if setting[2]] or list(settings)
-        protocols = {(protocol, labels) for protocol, labels, _ in settings}
-        if len(protocols) > 1 or len(known) > 1:
-            listed = sorted({f"{protocol} ({labels} labels)" for protocol, labels in protocols})
-            what = " and ".join(listed) if len(listed) > 1 else f"{listed[0]} with {len(known)} sets of fields"
+        columns.setdefault((score.dataset, score.ipc), []).append(score)
+    for (dataset, ipc), column in columns.items():
+        listed = sorted({f"{score.protocol} ({score.labels} labels)" for score in column})
+        fields = {comparable_protocol(score.resolved) for score in column if score.resolved}
+        if len(listed) > 1 or len(fields) > 1:
+            what = " and ".join(listed) if len(listed) > 1 else f"{listed[0]} with {len(fields)} sets of fields"
             raise BadValue(f"Column {dataset}, IPC {ipc} mixes protocols: {what}.", "make one table per protocol")
 
 
@@ -208,7 +186,7 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
         own = changes_text({name: value for name, value in score.overrides.items() if name not in common})
         rows.setdefault(f"{score.method} ({own})" if own else score.method, {})[score.ipc] = score
     common.pop("labels", None)
-    mixed = across_precisions(scores)
+    mixed = len({precision for score in scores for precision in score.precisions}) > 1
     ipcs = tuple(sorted({score.ipc for score in scores}))
     columns = {ipc: {label: by_ipc[ipc] for label, by_ipc in rows.items() if ipc in by_ipc} for ipc in ipcs}
     shared: dict[str, Any] = {
@@ -291,9 +269,9 @@ def to_markdown(table: ResultTable) -> str:
                 row.label,
                 str(ipc),
                 _emphasised(top1_text(score), table.standing(row, ipc)) + markers,
-                paper_text(score),
-                delta_text(score),
-                reduced_text(score),
+                paper_text(score.paper),
+                points_text(score.delta),
+                reduced_text(score.reduced),
                 seconds_text(score.generation_wall_s),
                 seconds_text(score.generation_process_s),
             )
@@ -336,7 +314,7 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
             *(changes_text(score.varied), changes_text(score.overrides)),
             *(score.status, score.unsupported, score.planned),
             *((got.n, got.mean, got.std, got.std_sets, got.std_students, got.half_95) if got else (0, *[None] * 5)),
-            reduced_text(score),
+            reduced_text(score.reduced),
             *((paper.mean, paper.std, paper.table, paper.remark) if paper else [None] * 4),
             score.delta,
             ", ".join(score.apart),

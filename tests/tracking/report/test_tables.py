@@ -216,7 +216,7 @@ def test_a_reduced_cell_shows_made_over_published_and_no_difference():
     (score,) = results.scores()
     assert score.paper.mean == 29.7
     assert score.delta is None
-    assert reduced_text(score) == "iterations 100/1000"
+    assert reduced_text(score.reduced) == "iterations 100/1000"
     (line,) = (line for line in to_markdown(result_table([score])).splitlines() if line.startswith("| sre2l"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:6] == ["sre2l", "10", "28.5 (2 seeds)", "29.7 ± 0.8", "", "iterations 100/1000"]

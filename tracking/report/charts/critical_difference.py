@@ -45,7 +45,7 @@ def critical_difference(results: Results, fetch: Fetch) -> Drawing | None:
             f"No average ranks: {len(places)} {'block has' if len(places) == 1 else 'blocks have'} a result of all "
             f"{len(methods)} methods, at least {FEWEST_BLOCKS} are needed. {BLOCKS}"
         )
-    blocks = [{name: mean([one.top1_pct for one in found[name].repeats]) for name in methods} for found in places]
+    blocks = [{name: mean(list(found[name].by_seeds.values())) for name in methods} for found in places]
     found = average_ranks(blocks)
     text = ranks_text(found, len(blocks))
     if len(methods) < FEWEST_METHODS:

@@ -72,5 +72,5 @@ def extra_tables(results: Results) -> dict[str, Table]:
 
 def _text(cell: object) -> str:
     if isinstance(cell, Score):
-        return " ".join(filter(None, (top1_text(cell), reduced_text(cell))))
+        return " ".join(filter(None, (top1_text(cell), reduced_text(cell.reduced))))
     return "" if cell is None else changes_text(cell) if isinstance(cell, dict) else str(cell)

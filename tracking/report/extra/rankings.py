@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from rd3.comparisons import LEAST, Values
-from rd3.rankings import RankingAgreement, rank_bootstrap, rank_intervals, ranking, ranking_agreement
+from rd3.comparisons import MIN_SEEDS, Values
+from rd3.rankings import (
+    RankingAgreement,
+    on_shared_seeds,
+    rank_bootstrap,
+    rank_intervals,
+    ranking,
+    ranking_agreement,
+)
 from tracking.report.blocks import Setting, by_place
-from tracking.report.columns import by_unit, several_sets, values_of
+from tracking.report.columns import values_of
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -42,7 +47,7 @@ def ranks(results: Results) -> Table | None:
     for name, table in zip(short_names(results.tables), results.tables, strict=True):
         for ipc in table.ipcs:
             scores = {row.label: row.scores[ipc] for row in table.rows if ipc in row.scores}
-            found = _ranks(values_of(scores))
+            found = _ranks(*values_of(scores))
             rows += [[name, str(ipc), *texts] for texts in found]
     columns = ("table", "ipc", "method", "rank", "95 % interval", "resampled")
     return Table("Ranks", columns, rows, NOTE_RANKS).without_empty() if rows else None
@@ -50,16 +55,11 @@ def ranks(results: Results) -> Table | None:
 
 def _ranks(values: Values) -> list[list[str]]:
     """Method, rank and both intervals, on the seeds that all methods share; empty if these are too few."""
-    shared = [seed for seed in next(iter(values.values()), {}) if all(seed in one for one in values.values())]
-    if len(values) < FEWEST or len(shared) < LEAST:
+    [values] = on_shared_seeds(values)
+    if len(values) < FEWEST or len(next(iter(values.values()))) < MIN_SEEDS:
         return []
-    values = {name: {seed: one[seed] for seed in shared} for name, one in values.items()}
-    place, possible = ranking(values), rank_intervals(values)
-    drawn = rank_bootstrap(np.array([list(one.values()) for one in values.values()]).T)
-    return [
-        [name, str(place[name]), _range(*possible[name]), _range(*ends)]
-        for name, ends in zip(values, drawn.T.tolist(), strict=True)
-    ]
+    rank, possible, resampled = ranking(values), rank_intervals(values), rank_bootstrap(values)
+    return [[name, str(rank[name]), _range(*possible[name]), _range(*resampled[name])] for name in values]
 
 
 def _range(low: int, high: int) -> str:
@@ -71,13 +71,16 @@ def rankings(results: Results) -> Table | None:
     """Kendall's tau between the rankings of the same methods in two settings of the grid that differ in one field."""
     rows = []
     for (dataset, ipc), settings in _settings(results.scores).items():
-        for one, other in itertools.combinations(settings, 2):
-            methods = [label for label in settings[one] if label in settings[other]]
-            if sum(a != b for a, b in zip(one, other, strict=True)) == 1 and len(methods) >= FEWEST:
-                pair = _values(settings[one], settings[other], methods)
-                if pair is not None:
-                    texts = _agreement(ranking_agreement(*pair))
-                    rows.append([dataset, str(ipc), *_names(one, other), str(len(methods)), *texts])
+        for (one, scores), (other, others) in itertools.combinations(settings.items(), 2):
+            differ = [(a or "base point", b or "base point") for a, b in zip(one, other, strict=True) if a != b]
+            methods = [label for label in scores if label in others]
+            if len(differ) != 1 or len(methods) < FEWEST:
+                continue
+            sides = ({label: side[label] for label in methods} for side in (scores, others))
+            first, second = on_shared_seeds(*values_of(*sides))
+            if first[methods[0]]:
+                texts = _agreement(ranking_agreement(first, second))
+                rows.append([dataset, str(ipc), *differ[0], str(len(methods)), *texts])
     return Table("Agreement of rankings between settings", COLUMNS_TAU, rows, NOTE_TAU) if rows else None
 
 
@@ -87,22 +90,6 @@ def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, di
     for place, methods in by_place(scores).items():
         found.setdefault((place.dataset, place.ipc), {})[place.setting] = methods
     return found
-
-
-def _names(one: Setting, other: Setting) -> tuple[str, str]:
-    """The values of the one field in which two settings differ."""
-    [(first, second)] = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
-    return first or "base point", second or "base point"
-
-
-def _values(
-    one: Mapping[str, Score], other: Mapping[str, Score], methods: Sequence[str]
-) -> tuple[dict[str, dict[Hashable, float]], dict[str, dict[Hashable, float]]] | None:
-    """Results of both settings by set seed if any has several, else by student seed; None if they share no seed."""
-    by_set = several_sets([scores[label] for scores in (one, other) for label in methods])
-    first, second = ({label: by_unit(scores[label], by_set) for label in methods} for scores in (one, other))
-    shared = set.intersection(*(set(values) for side in (first, second) for values in side.values()))
-    return (first, second) if shared else None
 
 
 def _agreement(got: RankingAgreement) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.rectified import rectified
 from tracking.report.results import Results
-from tracking.report.tables import points_text, printed_text
+from tracking.report.tables import paper_text, points_text
 
 _COLUMNS = ("dataset", "IPC", "method", "reported", "rectified", "rectified − reported", "here", "here − reported")
 _NOTE = (
@@ -19,7 +19,7 @@ def table(results: Results) -> Table | None:
     """Reported and rectified accuracies of every method, and ours; for grids that name both parts of Table 2."""
     rows: list[list[Cell]] = [
         [
-            *(one.score.dataset, one.score.ipc, one.method, printed_text(one.reported), printed_text(one.rectified)),
+            *(one.score.dataset, one.score.ipc, one.method, paper_text(one.reported), paper_text(one.rectified)),
             *(points_text(one.change), one.score, points_text(one.ours)),
         ]
         for one in rectified(results.scores)

@@ -76,7 +76,7 @@ def _cell(score: Score | None) -> str | None:
     if score is None:
         return None
     paper = score.paper is not None and (score.printed or not score.apart)
-    texts = (top1_text(score), reduced_text(score), f"paper {paper_text(score)}" if paper else "")
+    texts = (top1_text(score), reduced_text(score.reduced), f"paper {paper_text(score.paper)}" if paper else "")
     return "; ".join(filter(None, texts))
 
 
