@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -34,7 +34,12 @@ COLOURS = (INK, "#0072B2", "#E69F00", "#56B4E9", "#8C6D31", "#009E73", "#CC79A7"
 MARKERS = ("o", "s", "X", "P", "h", "D", "v", "p", "^", "<", ">", "*")
 PAPER = "#7a8088"
 """Colour of the paper's values."""
-_DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+_DASHES = ("-", "--", ":", "-.")
+_POINT: dict[str, Any] = {"linestyle": "none", "markersize": 6}
+"""Look of a legend's entry for points without a line."""
+_PAPER_POINT: dict[str, Any] = {"color": PAPER, "marker": "D", "markerfacecolor": "none"}
+_RING: dict[str, Any] = {"color": INK, "marker": "o", "markerfacecolor": "none", "linestyle": "none"}
+"""Around the base point of a sensitivity study."""
 TIP = "tip-"
 """Beginning of the id of a marker with a tooltip, whose text follows in hexadecimal."""
 BARS = "bars: 95 % interval of the mean, from three seeds on."
@@ -58,27 +63,28 @@ STYLE: dict[RcKeyType, Any] = {
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "axes.axisbelow": True,
+    "errorbar.capsize": 2.5,
     "legend.frameon": False,
     "svg.fonttype": "none",
     "text.parse_math": False,
 }
 
 
-def _styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Map methods to (colour, marker), fixed for the paper's methods and in order of the name for others."""
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each method, fixed for the paper's methods and in order of the name for others."""
     known = list(names()["methods"])
-    order = known + sorted(set(methods) - set(known))
-    return {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(order)}
+    order = enumerate(known + sorted(set(methods) - set(known)))
+    return {name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in order}
 
 
 def rendered(figure: Figure, name: str) -> bytes:
     """The figure as SVG, with ids prefixed by ``name`` and without metadata."""
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata=no_metadata)
     text = out.getvalue().decode()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(rf'<g id="{TIP}([0-9a-f]+)">', _with_title, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
@@ -103,14 +109,17 @@ def _grid(axes: Axes, axis: Literal["both", "y", "x"]) -> None:
     axes.grid(axis=axis, color=INK, alpha=0.13, linewidth=0.6)
 
 
-def _legend(figure: Figure, entries: list[Line2D], columns: int = 5) -> None:
+def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], columns: int = 5) -> None:
+    """Add a legend below the panels; ``looks``: attributes of a line by its label."""
+    entries = [Line2D([], [], label=label, **look) for label, look in looks.items()]
     figure.legend(
         handles=entries, loc="outside lower center", ncols=min(columns, len(entries)), handletextpad=0.4, fontsize=9
     )
 
 
-def _legend_entry(label: str, colour: str, marker: str, **more: Any) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label, **more)
+def label_point(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, int], **alignment: Any) -> None:
+    """Write a text beside a point, at an offset in typographic points."""
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", fontsize=8, **alignment)
 
 
 def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
@@ -120,27 +129,18 @@ def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(4.6, 2.9 * len(table.ipcs) + 1.2), 1.0 + 0.46 * count), layout="constrained")
         panels = figure.subplots(1, len(table.ipcs), sharey=True, squeeze=False)[0]
-        paper_seen = False
         for axes, ipc in zip(panels, table.ipcs, strict=True):
             axes.set_title(f"IPC {ipc}")
             for y, row in enumerate(table.rows):
                 score = row.scores.get(ipc)
-                if score is None:
-                    continue
-                if score.paper is not None:
-                    paper_seen = True
-                    _point(axes, score.paper.mean, y - 0.16, score.paper.std, PAPER, "D", "", hollow=True)
-                if score.top1 is not None:
-                    colour, marker = styles[score.method]
-                    _point(axes, score.top1.mean, y + 0.1, _bar(score.top1), colour, marker, _tip(score))
-                    axes.annotate(
-                        f"{score.top1.mean:.1f}",
-                        (score.top1.mean, y + 0.1),
-                        xytext=(0, -12),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=8,
-                    )
+                if score is not None and score.paper is not None:
+                    look = {**_PAPER_POINT, "markersize": 5, "elinewidth": 1.4}
+                    axes.errorbar(score.paper.mean, y - 0.16, xerr=score.paper.std or None, **look)
+                if score is not None and score.top1 is not None:
+                    look = {**styles[score.method], "markersize": 6.5, "elinewidth": 1.4}
+                    drawn = axes.errorbar(score.top1.mean, y + 0.1, xerr=_bar(score.top1) or None, **look)
+                    drawn.lines[0].set_gid(_tip(score))
+                    label_point(axes, f"{score.top1.mean:.1f}", (score.top1.mean, y + 0.1), (0, -12), ha="center")
             axes.set_yticks(range(count), [row.label for row in table.rows])
             axes.set_ylim(count - 0.3, -0.5)
             axes.margins(x=0.15)
@@ -148,33 +148,14 @@ def accuracy_chart(table: ResultTable, *, name: str = "accuracy") -> bytes:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
             _grid(axes, "x")
-        if paper_seen:
-            _legend(
-                figure, [_legend_entry("here", INK, "s"), _legend_entry("paper", PAPER, "D", markerfacecolor="none")]
-            )
+        if any(score.paper for row in table.rows for score in row.scores.values()):
+            _legend(figure, {"here": {"color": INK, "marker": "s"} | _POINT, "paper": _PAPER_POINT | _POINT})
         return rendered(figure, name)
 
 
 def _bar(got: Summary) -> float | None:
     """Length of an error bar to one side: half of the 95 % interval; None for fewer than three seeds."""
     return got.half_95 if got.interval else None
-
-
-def _point(
-    axes: Axes, x: float, y: float, half: float | None, colour: str, marker: str, tip: str, *, hollow: bool = False
-) -> None:
-    drawn = axes.errorbar(
-        x,
-        y,
-        xerr=half or None,
-        color=colour,
-        marker=marker,
-        markersize=5 if hollow else 6.5,
-        markerfacecolor="none" if hollow else colour,
-        elinewidth=1.4,
-        capsize=2.5,
-    )
-    drawn.lines[0].set_gid(tip or None)
 
 
 def varied_fields(scores: Sequence[Score]) -> list[str]:
@@ -194,7 +175,8 @@ def _value(score: Score, field: str) -> Any:
         value = neutral_values(EvalProtocol).get(field)
     if value is None and field in ("label_top_k", "label_epochs"):
         return "all"
-    return value if isinstance(value, int | float | str) else plain_text(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else plain_text(value)
 
 
 def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tuple[Any, Score]]]:
@@ -246,46 +228,31 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensi
     values = sorted({value for points in lines.values() for value, _ in points}, key=lambda v: (isinstance(v, str), v))
     if not values:
         raise BadValue(f"No result varies {field!r}.", "run a grid that varies it")
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numeric = not any(isinstance(value, str) for value in values)
     logarithmic = numeric and min(values) > 0 and max(values) / min(values) >= 10
     positions = {value: value if numeric else index for index, value in enumerate(values)}
-    styles = _styles([points[0][1].method for points in lines.values()])
-    counts: dict[str, int] = {}
+    drawn_methods = [points[0][1].method for points in lines.values()]
+    styles, looks = _styles(drawn_methods), dict[str, dict[str, Any]]()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.4), layout="constrained")
         axes = figure.subplots()
-        entries = []
         for index, (label, points) in enumerate(lines.items()):
-            method = points[0][1].method
-            colour, marker = styles[method]
-            count = counts[method] = counts.get(method, -1) + 1
+            method = drawn_methods[index]
+            dashes = _DASHES[drawn_methods[:index].count(method) % len(_DASHES)]
+            looks[label] = styles[method] | {"linestyle": dashes}
             # Lines with the same x values are shifted a little, so that their error bars do not overlap.
             shifted = _shifted(positions, index - (len(lines) - 1) / 2, logarithmic)
             axes.errorbar(
                 [shifted[value] for value, _ in points],
                 [score.top1.mean for _, score in points if score.top1],
                 yerr=[_bar(score.top1) or 0.0 for _, score in points if score.top1],
-                color=colour,
-                marker=marker,
-                linestyle=_DASHES[count % len(_DASHES)],
                 linewidth=1.3,
                 elinewidth=1.3,
-                capsize=2.5,
+                **looks[label],
             )
-            base = [(value, score) for value, score in points if not score.varied and score.top1]
-            axes.plot(
-                [shifted[value] for value, _ in base],
-                [score.top1.mean for _, score in base if score.top1],
-                marker="o",
-                markersize=13,
-                markerfacecolor="none",
-                markeredgecolor=INK,
-                markeredgewidth=1.0,
-                linestyle="none",
-            )
-            entries.append(
-                Line2D([], [], color=colour, marker=marker, linestyle=_DASHES[count % len(_DASHES)], label=label)
-            )
+            for value, score in points:
+                if score.top1 and not score.varied:
+                    axes.plot(shifted[value], score.top1.mean, markersize=13, **_RING)
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -295,9 +262,7 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensi
         axes.set_xlabel(field)
         axes.set_ylabel("top-1 %")
         _grid(axes, "y")
-        entries.append(_legend_entry("base point", INK, "o", markerfacecolor="none"))
-        entries[-1].set_markersize(11)
-        _legend(figure, entries, columns=3)
+        _legend(figure, looks | {"base point": _RING | {"markersize": 11}}, columns=3)
         return rendered(figure, name)
 
 
@@ -310,7 +275,7 @@ def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> di
 
 
 def _tick(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def log_ticks(low: float, high: float, wanted: int = 3) -> list[float]:
@@ -359,25 +324,24 @@ def cost_chart(scores: Sequence[Score], *, name: str = "cost") -> bytes:
             hollow = "\n(hollow: without preparation)" if any(score.preparation_s for score in shown) else ""
             axes.set_xlabel(f"generation time of the set, {unit}{hollow}")
         panels[0].set_ylabel("top-1 %")
-        _legend(figure, [_legend_entry(method, *styles[method]) for method in methods])
+        _legend(figure, {method: styles[method] | _POINT for method in methods})
         return rendered(figure, name)
 
 
-def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, tuple[str, str]]) -> None:
+def _cost_panel(axes: Axes, shown: Sequence[Score], styles: Mapping[str, dict[str, Any]]) -> None:
     points: list[tuple[float, float]] = []
     for score in shown:
         if score.top1 is None or score.generation_s is None:
             continue
-        colour, marker = styles[score.method]
+        look = styles[score.method]
         x, y = score.generation_s, score.top1.mean
         points.append((x, y))
         if score.preparation_s and (alone := x - score.preparation_s) > 0:
-            axes.plot([alone, x], [y, y], ":", color=colour, linewidth=1.0, zorder=1)
-            axes.plot([alone], [y], color=colour, marker=marker, markerfacecolor="none", zorder=1)
-        half = _bar(score.top1)
-        drawn = axes.errorbar(x, y, yerr=half, color=colour, marker=marker, elinewidth=1.3, capsize=2.5)
+            axes.plot([alone, x], [y, y], ":", color=look["color"], linewidth=1.0, zorder=1)
+            axes.plot([alone], [y], markerfacecolor="none", zorder=1, **look)
+        drawn = axes.errorbar(x, y, yerr=_bar(score.top1), elinewidth=1.3, **look)
         drawn.lines[0].set_gid(_tip(score))
-        axes.annotate(f"IPC {score.ipc}", (x, y), xytext=(7, 3), textcoords="offset points", fontsize=8)
+        label_point(axes, f"IPC {score.ipc}", (x, y), (7, 3))
     front = pareto_front(points)
     axes.step(*zip(*front, strict=True), where="post", color=INK, alpha=0.35, linewidth=1.0, zorder=0)
     axes.set_xscale("log")
@@ -421,14 +385,13 @@ def panels_chart(
         for place, (axes, lines) in enumerate(zip(grid, panels.values(), strict=True)):
             for label, points in lines.items():
                 axes.plot([point[0] for point in points], [point[1] for point in points], **looks[label])
-            axes.set_xlabel(x)
             axes.set_ylabel(y)
             axes.label_outer()
             if place + 3 >= len(grid):  # the lowest of its column, also above an empty place
                 axes.set_xlabel(x)
                 axes.xaxis.set_tick_params(labelbottom=True)
             _grid(axes, "y")
-        _legend(figure, [Line2D([], [], label=label, **look) for label, look in looks.items()], columns=3)
+        _legend(figure, looks, columns=3)
         return rendered(figure, name)
 
 

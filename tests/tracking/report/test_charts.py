@@ -58,6 +58,9 @@ def test_schedules_that_differ_in_their_drops_or_their_warm_up_are_two_lines(mon
     assert list(lines[""]) == [f"drop_at {at}, drop_factor {by}" for at, by in ((0.5, 0.1), (0.75, 0.1), (0.5, 0.5))]
     for line, (drop, factor) in zip(lines[""].values(), ((20, 0.1), (30, 0.1), (20, 0.5)), strict=True):
         assert [rate for _x, rate in line] == pytest.approx([1e-3] * drop + [1e-3 * factor] * (40 - drop))
+    rows = [{"resolved": resolved(**steps, drop_at=at)} for at in ([2 / 3, 5 / 6], [0.5])]
+    lines, _chart = drawn(monkeypatch, schedules, "panels_chart", results(rows))
+    assert list(lines[""]) == ["drop_at 0.666667, 0.833333", "drop_at 0.5"]
     rows = [{"resolved": resolved(warmup_epochs=5, warmup_start=start)} for start in (0.01, 0.1)]
     lines, _chart = drawn(monkeypatch, schedules, "panels_chart", results(rows))
     assert {label: line[0] for label, line in lines[""].items()} == {

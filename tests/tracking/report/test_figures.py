@@ -184,7 +184,7 @@ def test_text_is_escaped_and_no_mathematics_is_read_into_it():
 
 def test_the_papers_methods_look_different_from_each_other():
     styles = figures._styles(["random", "zz", "rded", "sre2l"])
-    assert len(set(styles.values())) == len(styles)
+    assert len(set(map(str, styles.values()))) == len(styles)
     assert styles["rded"] == figures._styles(["rded"])["rded"]
 
 

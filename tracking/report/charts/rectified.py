@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tracking.report.charts._base import Drawing, register_chart
-from tracking.report.figures import INK, PAPER, STYLE, rendered
+from tracking.report.figures import INK, PAPER, STYLE, label_point, rendered
 from tracking.report.rectified import Rectified, rectified
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
@@ -51,16 +51,8 @@ def _panel(axes: Axes, by_row: dict[int, Rectified]) -> None:
     for y, one in by_row.items():
         if one.change is not None:
             axes.barh(y, one.change, height=0.55, color=PAPER)
-            side = 1 if one.change >= 0 else -1
-            axes.annotate(
-                f"{one.change:+.1f}",
-                (one.change, y),
-                xytext=(3 * side, 0),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize=8,
-            )
+            offset, side = (3, "left") if one.change >= 0 else (-3, "right")
+            label_point(axes, f"{one.change:+.1f}", (one.change, y), (offset, 0), ha=side, va="center")
         if one.ours is not None:
             axes.plot(one.ours, y, marker="o", markersize=6, color=INK, linestyle="none")
     axes.axvline(0, color=INK, linewidth=0.6)

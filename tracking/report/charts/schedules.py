@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rd3.component import plain_text
 from rd3.evaluation.schedule import rate_factor
 from rd3.protocol import EvalProtocol
 from tracking.report.charts._base import Drawing, register_chart
@@ -40,4 +39,6 @@ def _rates(protocol: EvalProtocol) -> list[tuple[float, float]]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else plain_text(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
