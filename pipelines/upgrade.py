@@ -91,7 +91,7 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
     """Record the tests of winners again under the target (what was tested, as a digest) of the upgraded evaluations."""
     records = SweepRecords(ledger.objects)
-    for test in records.all_tests():
+    for test in records.tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
         if moved["evaluations"] == test["evaluations"]:
             continue

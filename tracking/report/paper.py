@@ -33,27 +33,28 @@ class PaperValue:
     """Reason to doubt the cell, or empty."""
 
 
+_DATA = files("tracking.report") / "data"
+
+
 @functools.cache
 def names() -> dict[str, Any]:
     """The paper's names and the order of its tables (``data/paper_names.yaml``)."""
-    text = files("tracking.report").joinpath("data", "paper_names.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
+    found: dict[str, Any] = yaml.safe_load((_DATA / "paper_names.yaml").read_text(encoding="utf-8"))
     return found
 
 
 @functools.cache
-def doubts() -> tuple[dict[str, Any], ...]:
+def doubts() -> list[dict[str, Any]]:
     """Doubtful cells of the paper's tables, with the reason."""
-    return tuple(
-        yaml.safe_load(files("tracking.report").joinpath("data", "paper_doubts.yaml").read_text(encoding="utf-8"))
-    )
+    found: list[dict[str, Any]] = yaml.safe_load((_DATA / "paper_doubts.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 @functools.cache
-def _rows() -> tuple[dict[str, str], ...]:
+def _rows() -> list[dict[str, str]]:
     """The printed accuracies, with the columns of the CSV file."""
-    with files("tracking.report").joinpath("data", "paper_results.csv").open(encoding="utf-8") as stream:
-        return tuple(row for row in csv.DictReader(stream) if row["metric"] == "top1")
+    with (_DATA / "paper_results.csv").open(encoding="utf-8") as stream:
+        return [row for row in csv.DictReader(stream) if row["metric"] == "top1"]
 
 
 def printed_tables() -> list[str]:
@@ -63,19 +64,21 @@ def printed_tables() -> list[str]:
 
 def configurations(table: str, beginning: str) -> list[str]:
     """The configurations of one of the paper's tables (as in its column ``config``) that begin with this text."""
-    return list(
-        dict.fromkeys(r["config"] for r in _rows() if r["table"] == table and r["config"].startswith(beginning))
-    )
+    named = (row["config"] for row in _rows() if row["table"] == table)
+    return list(dict.fromkeys(config for config in named if config.startswith(beginning)))
 
 
-def _value(table: str, theirs: tuple[str, str, str], ipc: int, fits: Callable[[str], bool]) -> PaperValue | None:
-    """The value of a cell (``theirs``: the paper's method, dataset, network) in the first fitting configuration."""
-    name, data, model = theirs
-    for row in _rows():
+def _value(
+    table: str, method: str, dataset: str, ipc: int, student: str, fits: Callable[[str], bool]
+) -> PaperValue | None:
+    """The value of a cell (names are RD3's) in the first fitting configuration of a table, or None."""
+    known = names()
+    theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
+    for row in _rows() if None not in theirs else ():
         place = (row["table"], row["method"], row["dataset"], row["model"], row["ipc"])
         if place == (table, *theirs, str(ipc)) and fits(row["config"]):
             std = float(row["std"]) if row["std"] else None
-            return PaperValue(float(row["mean"]), std, table, remark(table, data, ipc, name, model))
+            return PaperValue(float(row["mean"]), std, table, _remark(row))
     return None
 
 
@@ -86,24 +89,22 @@ def configured_value(
 
     ``printed``: number of the table, and the beginning of the configuration in it.
     """
-    known = names()
-    theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
-    if None in theirs or teacher_network not in (None, known["teacher"]):
+    if teacher_network not in (None, names()["teacher"]):
         return None
     [(table, config)] = printed.items()
-    return _value(table, theirs, ipc, lambda named: named.startswith(config))
+    return _value(table, method, dataset, ipc, student, lambda named: named.startswith(config))
 
 
-def remark(table: str, dataset: str, ipc: int, method: str, model: str) -> str:
-    """Reason to doubt a printed cell, or empty; all names as in the paper."""
+def _remark(row: Mapping[str, str]) -> str:
+    """Reasons to doubt a printed cell, or empty."""
+    ipc = int(row["ipc"])
     remarks = [
         doubt["remark"]
         for doubt in doubts()
-        if doubt["table"] == table
-        and doubt.get("dataset", dataset) == dataset
+        if doubt["table"] == row["table"]
+        and doubt.get("dataset", row["dataset"]) == row["dataset"]
         and ipc in doubt.get("ipc", [ipc])
-        and method in doubt.get("method", [method])
-        and model in doubt.get("model", [model])
+        and all(row[name] in doubt.get(name, [row[name]]) for name in ("method", "model"))
     ]
     return "; ".join(remarks)
 
@@ -117,15 +118,14 @@ def paper_value(
     hard labels, which does not use a teacher.
     """
     known = names()
-    theirs = known["methods"].get(method), known["datasets"].get(dataset), known["networks"].get(student)
     without_teacher = labels == "hard" and teacher_network is None
-    if None in theirs or not (without_teacher or teacher_network == known["teacher"]):
+    if not (without_teacher or teacher_network == known["teacher"]):
         return None
 
     def fits(config: str) -> bool:  # it has what a table varies besides its rows and columns, such as label=hard
         return config.startswith("label=hard") == (labels == "hard")
 
-    found = (_value(table, theirs, ipc, fits) for table in known["tables"][labels])
+    found = (_value(table, method, dataset, ipc, student, fits) for table in known["tables"][labels])
     return next((value for value in found if value is not None), None)
 
 

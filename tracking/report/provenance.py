@@ -47,12 +47,7 @@ class Provenance:
 def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:
     entry = find("evaluation", row["evaluation"]) if row["evaluation"] else None
     return {
-        "method": row["method"],
-        "dataset": row["dataset"],
-        "ipc": str(row["ipc"]),
-        "student": row["student"],
-        "protocol": row["protocol"],
-        "labels": row["labels"],
+        **{name: str(row[name]) for name in ("method", "dataset", "ipc", "student", "protocol", "labels")},
         "changed": changes_text({**row["overrides"], **row["varied"]}),
         "seeds": f"{'–' if row['set_seed'] is None else row['set_seed']} / {row['student_seed']}",
         "correct": "" if row["correct"] is None else f"{row['correct']} of {row['tested']}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,18 +37,19 @@ def publish(
     keys are not known.
     """
     described = summary(results.scores)
-    named = (results.frame[column] for column in ("evaluation", "robustness", "set", "teacher_key"))
-    keys = {key for column in named for key in column if key is not None}
+    facts = _facts(results)
     entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
-    keys |= {teacher for entry in entries if entry is not None for teacher in entry.recipe.get("teachers", ())}
+    pools = {key for entry in entries if entry is not None for key in entry.recipe.get("teachers", ())}
+    complete = bool((results.frame["status"] != "missing").all())
     with tracker.errors():
         for file, path in files.items():
             tracker.client.log_artifact(run_id, str(path), PurePosixPath(FOLDER, file).parent.as_posix())
         tracker.log(run_id, tags={"mlflow.note.content": described})
-        runs = runs or tracker.own_runs()
-        _name_runs(tracker, runs, name, keys, _facts(results), results.find)
-        if bool((results.frame["status"] != "missing").all()):
-            _forget_others(tracker, runs, name, keys)
+        for run in runs or tracker.own_runs():
+            key, kind = run.data.tags.get("rd3.key"), run.data.tags.get("rd3.kind")
+            if "rd3.imported" in run.data.tags and key in facts:
+                _name_imported(tracker, run, facts[key], results.find(kind, key))
+            _tag_run(tracker, run, name, key in pools | facts.keys(), complete)
 
 
 def publish_tables(
@@ -95,31 +96,16 @@ def _name_imported(tracker: Tracker, run: Any, facts: Mapping[str, Fact], entry:
     tracker.client.update_run(run.info.run_id, name=run_name(read_recipe(entry.recipe), facts))
 
 
-def _name_runs(
-    tracker: Tracker,
-    runs: Sequence[Any],
-    name: str,
-    keys: Collection[Key],
-    facts: Mapping[Key, Mapping[str, Fact]],
-    find: Find,
-) -> None:
-    for run in runs:
-        key, kind = run.data.tags.get("rd3.key"), run.data.tags.get("rd3.kind")
-        if "rd3.imported" in run.data.tags and key in facts:
-            _name_imported(tracker, run, facts[key], find(kind, key))
-        named = run.data.tags.get("rd3.grids", "").split(" ")
-        others = [one for one in named if one and one != name]
-        if key in keys and not (name in named and member_tag(name) in run.data.tags):
-            tracker.log(run.info.run_id, tags=grid_tags([*others, name], name))
-
-
-def _forget_others(tracker: Tracker, runs: Sequence[Any], name: str, keys: Collection[Key]) -> None:
-    """Remove a grid's name from the runs that it used before it was edited."""
-    for run in runs:
-        if member_tag(name) in run.data.tags and run.data.tags.get("rd3.key") not in keys:
-            others = [one for one in run.data.tags.get("rd3.grids", "").split(" ") if one and one != name]
-            tracker.client.delete_tag(run.info.run_id, member_tag(name))
-            tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
+def _tag_run(tracker: Tracker, run: Any, grid: str, is_used: bool, complete: bool) -> None:
+    """Tag a run that the grid uses with its name, or remove that name if it used the run before it was edited."""
+    named = run.data.tags.get("rd3.grids", "").split()
+    is_tagged = member_tag(grid) in run.data.tags
+    others = [one for one in named if one != grid]
+    if is_used and not (grid in named and is_tagged):
+        tracker.log(run.info.run_id, tags=grid_tags([*others, grid], grid))
+    elif is_tagged and not is_used and complete:
+        tracker.client.delete_tag(run.info.run_id, member_tag(grid))
+        tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
 
 
 _SHOWN = (

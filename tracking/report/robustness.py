@@ -8,7 +8,7 @@ from typing import Any
 
 from rd3.component import changes_text
 from tracking.report.results import Results
-from tracking.report.scores import POINT, Score, Summary, summarise
+from tracking.report.scores import Score, Summary, differing, summarise
 from tracking.report.tables import count_text
 
 SHOWN = ("dataset", "ipc", "method")
@@ -55,28 +55,28 @@ def measured(results: Results) -> list[Measured]:
     found = []
     for score in results.scores:
         rows = [planned[key] for key in score.keys if key in planned]
-        entries = [(row["set_seed"], results.find("robustness", row["robustness"])) for row in rows]
-        done = [(seed, entry) for seed, entry in entries if entry is not None]
+        done = [(row["set_seed"], entry) for row in rows if (entry := results.find("robustness", row["robustness"]))]
         if rows:
             figures = [(seed, entry.result) for seed, entry in done]
             found.append(Measured(score, len(rows), figures, [entry.key for _seed, entry in done]))
     return found
 
 
-def field_text(score: Score, name: str) -> str:
-    """A field of a score as tables show it."""
-    value = getattr(score, name)
-    return changes_text(value) if isinstance(value, Mapping) else str(value)
+def field_texts(score: Score, names: Sequence[str]) -> list[str]:
+    """Fields of a score as tables show them."""
+    values = [getattr(score, name) for name in names]
+    return [changes_text(value) if isinstance(value, Mapping) else str(value) for value in values]
 
 
 def labels_of(found: Sequence[Measured]) -> list[str]:
     """A short name of each score: the fields that tell the scores apart."""
-    fields = [name for name in fields_of(found) if len({field_text(each.score, name) for each in found}) > 1]
-    texts = ([field_text(each.score, name) for name in fields] for each in found)
+    differ = differing([each.score for each in found])
+    fields = [name for name in fields_of(found) if name in differ]
+    texts = (field_texts(each.score, fields) for each in found)
     return [", ".join(filter(None, words)) or ("base point" if fields else "") for words in texts]
 
 
 def fields_of(found: Sequence[Measured]) -> list[str]:
     """:data:`SHOWN`, and the other fields in which the scores differ."""
-    differ = [name for name in POINT if len({field_text(each.score, name) for each in found}) > 1]
+    differ = differing([each.score for each in found])
     return [*SHOWN, *(name for name in differ if name not in (*SHOWN, "printed"))]

@@ -226,6 +226,8 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     apart = incomparable(*(first[name] for name in ("method", "protocol", "overrides", "labels", "printed")))
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += [VALIDATED] if any(row["tested_on"] == "validation" for row in done) else []
+    cell = (*(first[name] for name in ("method", "dataset", "ipc", "student")), network)
+    printed = configured_value(*cell, first["printed"]) if first["printed"] else paper_value(*cell, first["labels"])
     per_set = {row["set"]: row for row in repeats if row["set"]}
     same: dict[str, Any] = {name: first[name] for name in POINT}
     same |= {name: _mean(row[name] for row in per_set.values()) for name in GENERATION}
@@ -238,7 +240,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         generation_gpus=tuple(sorted({gpu for row in per_set.values() if (gpu := row["generation_gpu"]) is not None}))
         or ("",),  # None: a set that is not there yet
         reduced=reduced,
-        paper=_paper_value(first, network),
+        paper=printed,
         apart=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
@@ -249,14 +251,14 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     )
 
 
-def _paper_value(row: Mapping[str, Any], network: str | None) -> PaperValue | None:
-    place = (row["method"], row["dataset"], row["ipc"], row["student"], network)
-    return configured_value(*place, row["printed"]) if row["printed"] else paper_value(*place, row["labels"])
-
-
 def point_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The fields that repeats share, as text; ``fields``: of a row, or ``vars`` of a score."""
     return tuple(_text(fields[name]) for name in POINT)
+
+
+def differing(found: Sequence[Score]) -> list[str]:
+    """The fields of :data:`POINT` in which scores differ."""
+    return [name for name in POINT if len({_text(getattr(score, name)) for score in found}) > 1]
 
 
 def scores(frame: pd.DataFrame) -> list[Score]:
@@ -286,7 +288,16 @@ def _in_grid_order(found: Sequence[Score]) -> list[Score]:
     for score in found:
         for name in ORDERED:
             places.setdefault((name, _text(getattr(score, name))), len(places))
-    return sorted(found, key=lambda score: _order(score, places))
+
+    def order(score: Score) -> tuple[Any, ...]:
+        varied = [
+            (name, isinstance(value, str), value if isinstance(value, int | float) else 0, str(value))
+            for name, value in score.varied.items()
+        ]
+        *fields, overrides = (places[name, _text(getattr(score, name))] for name in ORDERED)
+        return (*fields, bool(score.overrides), overrides, score.ipc, varied)
+
+    return sorted(found, key=order)
 
 
 ORDERED = ("dataset", "protocol", "teacher", "student", "setting", "labels", "method", "overrides")
@@ -294,12 +305,3 @@ ORDERED = ("dataset", "protocol", "teacher", "student", "setting", "labels", "me
 
 def _text(value: Any) -> str:
     return _plain(value) if isinstance(value, Mapping) else str(value)
-
-
-def _order(score: Score, places: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
-    varied = [
-        (name, isinstance(value, str), value if isinstance(value, int | float) else 0, str(value))
-        for name, value in score.varied.items()
-    ]
-    *fields, overrides = (places[name, _text(getattr(score, name))] for name in ORDERED)
-    return (*fields, bool(score.overrides), overrides, score.ipc, varied)

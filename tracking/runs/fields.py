@@ -27,8 +27,8 @@ CURVE_POINTS = 100
 _LONGEST = 500
 """Maximum characters of a parameter; ``entry.json`` has longer values in full."""
 
-_HASHES = ("classes", "set", "evaluation", "init", "content", "weights", "fingerprint")
-"""Fields that hold a hash (``classes``: of the class list), which is shown with 12 digits, like lists of keys."""
+_HASHES = ("classes", "content", "weights", "fingerprint")
+"""Fields that hold a hash (``classes``: of the class list), which is shown with 12 digits, like keys of parents."""
 _NOT_SHOWN = ("kind", "format", "normalisation")
 
 
@@ -62,10 +62,10 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
 
 
 def _shortened(name: str, value: Any, keys: set[Key]) -> Any:
-    """Hashes, and keys in a list, with 12 digits; None for an empty list."""
+    """Hashes and ``keys``, also in a list, with 12 digits; None for an empty list."""
     if isinstance(value, list):
         return [one[:12] if one in keys else one for one in value] or None
-    return value[:12] if name in _HASHES and value else value
+    return value[:12] if value and (name in _HASHES or value in keys) else value
 
 
 def parent_facts(recipe: Recipe, find: Find) -> dict[str, Fact]:

@@ -56,14 +56,10 @@ class SweepRecords:
         """
         self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
 
-    def all_tests(self) -> list[dict[str, Any]]:
-        """Every test on record, for all targets."""
-        found = [self._read(name) for name in list(self.objects.names("sweeps/tests/"))]
-        return [test for test in found if test]
-
-    def tests(self, target: str) -> list[dict[str, Any]]:
-        """Every test on record for a target, oldest first."""
-        found = [self._read(name) for name in self.objects.names(f"sweeps/tests/{target}/")]
+    def tests(self, target: str = "") -> list[dict[str, Any]]:
+        """Every test on record for a target, or for all, oldest first."""
+        folder = f"sweeps/tests/{target}/" if target else "sweeps/tests/"
+        found = [self._read(name) for name in list(self.objects.names(folder))]
         return sorted((test for test in found if test), key=lambda test: (test["recorded_at"], test["evaluations"]))
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from rd3.protocol import resolve_protocol
-from rd3.recipe import Data, EvaluationRecipe, Normalisation, RobustnessRecipe, SetRecipe, TeacherRecipe
+from rd3.recipe import (
+    CollectionSettings,
+    Data,
+    EvaluationRecipe,
+    Normalisation,
+    RobustnessRecipe,
+    SetRecipe,
+    StatisticsRecipe,
+    TeacherRecipe,
+)
 from rd3.store import Entry
 from tracking.runs.fields import note, params, parent_facts, run_name
 
 COMMON = {"data": Data(name="digits", fingerprint="f" * 64), "classes": "c" * 64, "resolution": 32}
 GREY = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TEACHER = TeacherRecipe(**COMMON, network="resnet18", normalisation=GREY, weights="w" * 64)
+COLLECTION = CollectionSettings(patch=8, crop="none", batch_size=50)
 SET = SetRecipe(**COMMON, method="rded", version=1, settings={}, ipc=5, teachers=(TEACHER.key,), set_seed=3)
 EVALUATION = EvaluationRecipe(
     **COMMON,
@@ -33,6 +43,13 @@ def test_facts_come_from_the_entries_of_the_parents() -> None:
     assert parent_facts(SET, find) == {"teacher": "resnet18"}
     assert parent_facts(TEACHER, find) == {}
     assert parent_facts(EVALUATION, lambda _kind, _key: None) == {}
+
+
+def test_keys_of_parents_are_shown_with_12_digits() -> None:
+    shown = params(StatisticsRecipe(**COMMON, teacher=TEACHER.key, collection=COLLECTION), {})
+    assert (shown["teacher"], shown["classes"]) == (TEACHER.key[:12], "c" * 12)
+    shown = params(EVALUATION, {})
+    assert (shown["set"], shown["teachers"]) == (SET.key[:12], TEACHER.key[:12])
 
 
 def test_a_note_links_to_the_runs_of_what_it_was_made_from() -> None:

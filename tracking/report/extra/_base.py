@@ -9,7 +9,7 @@ from typing import Self
 from rd3.component import changes_text
 from rd3.registry import Registry
 from tracking.report.results import Results, produced
-from tracking.report.scores import POINT, Score
+from tracking.report.scores import Score, differing
 from tracking.report.tables import escape_markdown, reduced_text, top1_text
 
 Cell = Score | str | float | None
@@ -29,8 +29,7 @@ class Table:
     @classmethod
     def of(cls, title: str, scores: Sequence[Score], rows: Sequence[str], column: str) -> Self:
         """A row per combination of the fields ``rows`` and others that differ, a column per value of ``column``."""
-        differ = [name for name in POINT if len({_text(getattr(score, name)) for score in scores}) > 1]
-        by = [*rows, *(name for name in differ if name not in (*rows, column))]
+        by = [*rows, *(name for name in differing(scores) if name not in (*rows, column))]
         across = sorted({getattr(score, column) for score in scores})
         found: dict[tuple[str, ...], dict[object, Score]] = {}
         for score in scores:

@@ -9,7 +9,7 @@ from tracking.report.blocks import split
 from tracking.report.extra import Table, register_table
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
-from tracking.report.scores import Score
+from tracking.report.scores import Score, differing
 from tracking.report.tables import points_text
 
 _COLUMNS = ("dataset", "IPC", "method", "evaluation", "tests", "last epoch", "best of the tests", "best − last")
@@ -24,7 +24,7 @@ _NOTE = (
 @register_table("best-of-tests")
 def best_of_tests(results: Results) -> Table | None:
     """The best test during training beside the last epoch, a diagnostic; for protocols with test_epochs."""
-    differ = [name for name in _EVALUATION if len({getattr(score, name) for score in results.scores}) > 1]
+    differ = [name for name in _EVALUATION if name in differing(results.scores)]
     rows = [row for score in results.scores if (row := _row(score, results, differ))]
     return Table("Best of several tests, a diagnostic", _COLUMNS, rows, _NOTE).without_empty() if rows else None
 

@@ -6,7 +6,7 @@ from rd3.comparisons import Comparison
 from tracking.report.columns import EQUIVALENCE_MARGIN
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
-from tracking.report.tables import ResultTable, short_names, varied_tables
+from tracking.report.tables import short_names, varied_tables
 
 WITHIN = f"within ±{EQUIVALENCE_MARGIN:g} point"
 NOTE = (
@@ -27,29 +27,21 @@ def comparisons(results: Results) -> Table | None:
     """All pairs of methods on shared seeds, with Holm's correction."""
     tables = {"": results.tables, **varied_tables(results.scores)}
     rows = [
-        row
+        [name, varied, str(ipc), *_texts(one, column.unit)]
         for varied, found in tables.items()
         for name, table in zip(short_names(found), found, strict=True)
-        for row in _rows(name, varied, table)
+        for ipc, column in table.columns.items()
+        for one in column.comparisons
     ]
     return Table("Methods compared pairwise", COLUMNS, rows, NOTE).without_empty() if rows else None
 
 
-def _rows(name: str, varied: str, table: ResultTable) -> list[list[str]]:
-    return [
-        [name, varied, str(ipc), *_texts(one, column.unit)]
-        for ipc, column in table.columns.items()
-        for one in column.comparisons
-    ]
-
-
 def _texts(one: Comparison, unit: str) -> list[str]:
     shared = f"{one.shared} {unit if one.shared != 1 else unit.removesuffix('s')}"
-    if one.difference is None or one.adjusted is None or one.equivalent is None:
-        return [one.first, one.second, "", "", "", "", shared, verdict_text(one)]
-    got = one.difference
-    p_values = (f"{one.adjusted:.2g}", f"{one.equivalent:.2g}")
-    numbers = (f"{got.mean:+.1f}", f"[{got.low:.1f}, {got.high:.1f}]", *p_values)
+    numbers = ["", "", "", ""]
+    if (got := one.difference) is not None and one.adjusted is not None and one.equivalent is not None:
+        p_values = (f"{one.adjusted:.2g}", f"{one.equivalent:.2g}")
+        numbers = [f"{got.mean:+.1f}", f"[{got.low:.1f}, {got.high:.1f}]", *p_values]
     return [one.first, one.second, *(number.replace("-", "−") for number in numbers), shared, verdict_text(one)]
 
 

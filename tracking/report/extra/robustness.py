@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tracking.report.extra import Table, register_table
-from tracking.report.extra._base import Cell
 from tracking.report.results import Results
-from tracking.report.robustness import Measured, field_text, fields_of, measured
+from tracking.report.robustness import Measured, field_texts, fields_of, measured
 
 FIGURES = {
     "corrupted_top1_pct": ("corrupted top-1 %", 1),
@@ -31,9 +30,11 @@ def robustness(results: Results) -> Table | None:
     if not found:
         return None
     shown = [name for name in FIGURES if name != "corrupted_top1_pct" or _corrupts(found)]
-    columns = [*fields_of(found), "clean top-1 %", *(FIGURES[name][0] for name in shown)]
+    fields = fields_of(found)
+    columns = [*fields, "clean top-1 %", *(FIGURES[name][0] for name in shown)]
     rows = [
-        [*_place(each, found), each.score, *(each.text(name, FIGURES[name][1]) for name in shown)] for each in found
+        [*field_texts(each.score, fields), each.score, *(each.text(name, FIGURES[name][1]) for name in shown)]
+        for each in found
     ]
     return Table("Calibration and robustness", columns, rows, NOTE)
 
@@ -45,14 +46,11 @@ def corruptions(results: Results) -> Table | None:
     names = list(dict.fromkeys(name for each in found for name in _corruptions(each)))
     if not names:
         return None
-    columns = [*fields_of(found), *(name.replace("_", " ") for name in names)]
-    rows = [[*_place(each, found), *(each.text(f"{name}_top1_pct", 1) for name in names)] for each in found]
+    fields = fields_of(found)
+    columns = [*fields, *(name.replace("_", " ") for name in names)]
+    texts = ([each.text(f"{name}_top1_pct", 1) for name in names] for each in found)
+    rows = [[*field_texts(each.score, fields), *own] for each, own in zip(found, texts, strict=True)]
     return Table("Top-1 % by corruption", columns, rows, "Mean over severities 1 to 5.")
-
-
-def _place(each: Measured, found: list[Measured]) -> list[Cell]:
-    """The cells that say which score a row is: dataset, IPC, method, and what else differs between the scores."""
-    return [field_text(each.score, name) for name in fields_of(found)]
 
 
 def _corrupts(found: list[Measured]) -> bool:
