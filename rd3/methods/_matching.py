@@ -5,13 +5,12 @@ Source: shaoshitong/G_VBSM_Dataset_Condensation ``Branch_*/recover/utils.py``; s
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 from rd3.errors import DataCorrupt
 from rd3.lazy import nn, torch
-from rd3.methods._recovery import LayerLoss, channel_moments
+from rd3.methods._recovery import LayerLoss
 from rd3.models._matched import Moments, matched_layers
 
 if TYPE_CHECKING:
@@ -19,48 +18,6 @@ if TYPE_CHECKING:
 
 Targets = Mapping[str, Moments]
 """Target moments of each layer, by its name."""
-
-
-@functools.cache
-def _tile_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
-    """The function (B, D, H, W), patch -> means (T,) and biased variances (T,) of tiles, over images and channels.
-
-    Sides are multiples of ``patch``.  The gradient is explicit: torch's for ``var_mean`` over tiles takes five times as
-    long on a CPU.
-    """
-    from rd3.layer_statistics import spread_tiles, tile_means
-
-    class TileMoments(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, maps: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
-            mean = tile_means(maps.mean((0, 1)), patch)
-            centred = maps - spread_tiles(mean, patch, *maps.shape[-2:])
-            ctx.save_for_backward(centred)
-            ctx.patch = patch
-            return mean, tile_means(centred.square().mean((0, 1)), patch)
-
-        @staticmethod
-        def backward(ctx: Any, grad_mean: torch.Tensor, grad_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
-            (centred,) = ctx.saved_tensors
-            count = centred.shape[0] * centred.shape[1] * ctx.patch**2
-            slope, offset = (
-                spread_tiles(values / count, ctx.patch, *centred.shape[-2:])
-                for values in (2 * grad_variance, grad_mean)
-            )
-            return torch.addcmul(offset, centred, slope), None
-
-    apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = TileMoments.apply
-    return apply
-
-
-def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
-    """(B, D, H, W) -> (D,) and (T,): differentiable moments of a whole batch; no tiles without ``patch``."""
-    from rd3.layer_statistics import whole_tiles
-
-    mean, var = (values[0] for values in channel_moments()(maps, 1))
-    if patch is None:
-        return Moments(mean, var)
-    return Moments(mean, var, *_tile_moments()(whole_tiles(maps, patch), patch))
 
 
 def targets_of_all(network: torch.nn.Module, statistics: LayerStatistics) -> dict[str, Moments]:
@@ -134,6 +91,8 @@ class MatchingLoss(LayerLoss):
         return [name for name in self.layers if name not in dropped]
 
     def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+        from rd3.methods._moments import moments_of_batch
+
         moments = self._averaged(name, moments_of_batch(maps, self.patch if name in self.convolutions else None))
         distances = (weight * _distance(target[name], moments) for weight, target in self.targets)
         return cast("torch.Tensor", sum(distances))

@@ -6,16 +6,15 @@ Source: shaoshitong/G_VBSM_Dataset_Condensation
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.lazy import F, torch
-from rd3.methods import Block, Context, Cost, Method, Needs
+from rd3.methods import Block, Context, Needs
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
-from rd3.methods._recovery import PixelSpace, RecoverySettings, Views, by_class, recovery_cost
+from rd3.methods._recovery import PixelSpace, RecoveryMethod, RecoverySettings, Views
 from rd3.recipe import CollectionSettings, SetRecipe
 
 
@@ -48,10 +47,9 @@ class PoolSettings(RecoverySettings):
     """Batch size with which statistics are collected."""
 
 
-class PoolMethod(Method):
+class PoolMethod(RecoveryMethod):
     """Base of G-VBSM and EDC."""
 
-    counted = ("iterations",)
     quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
 
     def needs(self, info: DatasetInfo, settings: PoolSettings, teacher: str) -> Needs:
@@ -67,11 +65,15 @@ class PoolMethod(Method):
         return settings.model_copy(update={"batch_size": min(settings.batch_size, ipc * info.num_classes)})
 
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
-        # `parts` is a setting of G-VBSM alone: parts of the set that hold some images of every class each.
-        return by_class(recipe.ipc, info.num_classes, recipe.settings["batch_size"], recipe.settings.get("parts", 1))
+        """Images class after class; those of a class are divided into ``parts`` (a setting of G-VBSM alone).
 
-    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-        return recovery_cost(recipe, info, forward)
+        Each part holds some images of every class.
+        """
+        parts, size = recipe.settings.get("parts", 1), recipe.settings["batch_size"]
+        numbers = [range(recipe.ipc * part // parts, recipe.ipc * (part + 1) // parts) for part in range(parts)]
+        members = [(label, k) for of_part in numbers for label in range(info.num_classes) for k in of_part]
+        starts = range(0, len(members), size)
+        return [Block(index, tuple(members[first : first + size])) for index, first in enumerate(starts)]
 
 
 def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, *, jitter: int = 0) -> torch.Tensor:

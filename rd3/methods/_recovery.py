@@ -21,7 +21,7 @@ from rd3.augment import crop_and_resize, crop_boxes
 from rd3.datasets import DatasetInfo
 from rd3.errors import Diverged, Unsupported
 from rd3.lazy import nn, torch
-from rd3.methods import NOISE, Block, Context, Cost, Settings
+from rd3.methods import NOISE, Block, Context, Cost, Method, Settings
 from rd3.methods._pixels import SaveFormat
 from rd3.models._matched import matched_layers
 from rd3.recipe import SetRecipe
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _CHECK_EVERY = 50
 """Iterations between reads of the loss: each read waits for the device."""
-_SIDE_BY_SIDE = 10
-"""Blocks that a GPU optimises at once where images are small."""
 
 
 class RecoverySettings(Settings):
@@ -55,22 +53,18 @@ class RecoverySettings(Settings):
     """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as most of the authors did."""
 
 
-def recovery_cost(recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
-    """Cost of a forward and a backward pass of every image through one of the teachers at every iteration.
+class RecoveryMethod(Method):
+    """Base of methods that optimise pixels."""
 
-    Weights are frozen: a backward pass to the pixels costs about one forward pass.
-    """
-    passes: float = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
-    return passes / len(recipe.teachers) * sum(map(forward, recipe.teachers), Cost())
+    counted = ("iterations",)
 
+    def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
+        """A forward and a backward pass of every image through one of the teachers at every iteration.
 
-def blocks_at_once(info: DatasetInfo, device: torch.device) -> int:
-    """Number of blocks to optimise side by side: enough to keep the device busy.
-
-    An iteration of ten images of 32 or 64 pixels leaves a GPU waiting for its next kernel.  A CPU is as busy with one
-    block as with ten, and so is a GPU at 224 pixels.
-    """
-    return _SIDE_BY_SIDE if device.type == "cuda" and info.resolution <= 64 else 1
+        Weights are frozen: a backward pass to the pixels costs about one forward pass.
+        """
+        passes: float = 2 * recipe.settings["iterations"] * recipe.ipc * info.num_classes
+        return passes / len(recipe.teachers) * sum(map(forward, recipe.teachers), Cost())
 
 
 def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
@@ -78,18 +72,6 @@ def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
     labels = range(num_classes)
     batches = [(k, labels[first : first + size]) for k in range(ipc) for first in labels[::size]]
     return [Block(index, tuple((label, k) for label in group)) for index, (k, group) in enumerate(batches)]
-
-
-def by_class(ipc: int, num_classes: int, size: int, parts: int = 1) -> list[Block]:
-    """Blocks of ``size`` images, class after class.
-
-    Image numbers are divided into ``parts`` (a setting of G-VBSM), which hold all classes each.
-    """
-    numbers = [range(ipc * part // parts, ipc * (part + 1) // parts) for part in range(parts)]
-    members = [(label, k) for of_part in numbers for label in range(num_classes) for k in of_part]
-    return [
-        Block(index, tuple(members[first : first + size])) for index, first in enumerate(range(0, len(members), size))
-    ]
 
 
 def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
@@ -104,47 +86,6 @@ def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator
 def cosine(iteration: int, iterations: int) -> float:
     """Factor on the learning rate at iteration 0 .. iterations-1: half a cosine from 1, without warm-up."""
     return 0.5 * (1 + math.cos(math.pi * iteration / iterations))
-
-
-@functools.cache
-def channel_moments() -> Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]:
-    """The function (G * B, C, H, W), G -> channel means and biased variances, (G, C) each, of G batches side by side.
-
-    Forward takes one pass over the input for sums and one for sums of squares, without another tensor of the input's
-    size; backward, one more for an explicit gradient.  torch's ``var_mean`` takes ten times as long on a CPU, mean and
-    centred squares four times.  The error of a variance is about ``eps (mean^2 + variance)``, which is negligible
-    wherever BatchNorm is useful.  (Defined inside a function because it needs torch.)
-    """
-
-    class Moments(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, inputs: torch.Tensor, batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-            mean, square = (sums.unflatten(0, (batches, -1)).mean(1) for sums in _image_means(inputs))
-            ctx.save_for_backward(inputs, mean)
-            return mean, square - mean.square()
-
-        @staticmethod
-        def backward(ctx: Any, grad_mean: torch.Tensor, grad_variance: torch.Tensor) -> tuple[torch.Tensor, None]:
-            inputs, mean = ctx.saved_tensors
-            count = inputs.numel() / mean.numel()  # values that a mean is over
-            slope = 2 * grad_variance / count
-            line = (grad_mean / count - slope * mean, slope)
-            batch_size = len(inputs) // len(mean)
-            offset, slope = (values.repeat_interleave(batch_size, 0)[:, :, None, None] for values in line)
-            return torch.addcmul(offset, inputs, slope), None
-
-    apply: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] = Moments.apply
-    return apply
-
-
-def _image_means(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of each channel of each image (N, C, H, W), and means of its squares: (N, C) each."""
-    pixels = inputs.flatten(2)
-    if inputs.device.type != "cpu":
-        return pixels.mean(2), torch.linalg.vector_norm(pixels, dim=2).square() / pixels.shape[2]
-    # A matrix product of a row with itself is the fastest sum of squares on a CPU.
-    rows = pixels.reshape(-1, 1, pixels.shape[2])
-    return pixels.mean(2), torch.bmm(rows, rows.mT).view(pixels.shape[:2]) / pixels.shape[2]
 
 
 class LayerLoss(ExitStack[None]):
@@ -204,8 +145,10 @@ class BatchNormLoss(LayerLoss):
         self.variance_weight, self.batches = variance_weight, batches
 
     def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+        from rd3.methods._moments import channel_moments
+
         layer: Any = self.layers[name]
-        mean, variance = channel_moments()(maps, self.batches)
+        mean, variance = channel_moments(maps, self.batches)
         of_variance, of_mean = (layer.running_var - variance).norm(dim=1), (layer.running_mean - mean).norm(dim=1)
         return cast("torch.Tensor", (self.variance_weight * of_variance + of_mean).sum())
 

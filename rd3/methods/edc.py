@@ -89,7 +89,7 @@ class EDC(PoolMethod):
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         cost = super().cost(recipe, info, forward)
-        # The averaged images take one forward pass more, besides the two that :func:`recovery_cost` counts.
+        # The averaged images take one forward pass more, besides the two of :class:`RecoveryMethod`.
         return 1.5 * cost if recipe.settings["flatness_weight"] else cost
 
 

@@ -25,19 +25,13 @@ class KCenter(FeatureCoreset):
     """
 
     def select(self, features: np.ndarray, wanted: int) -> list[int]:
-        return greedy_centers(features, wanted)
+        def distances(point: np.ndarray) -> np.ndarray:
+            return np.asarray(np.linalg.norm(features - point, axis=1))
 
-
-def greedy_centers(features: np.ndarray, wanted: int) -> list[int]:
-    """Rows of (n, D) float64: the one nearest to the mean, then always the one farthest from those selected."""
-
-    def distances(point: np.ndarray) -> np.ndarray:
-        return np.asarray(np.linalg.norm(features - point, axis=1))
-
-    chosen = [int(distances(features.mean(axis=0)).argmin())]
-    nearest = distances(features[chosen[0]])
-    while len(chosen) < wanted:
-        nearest[chosen[-1]] = -1.0  # never again, also where copies of it are at distance zero
-        chosen.append(int(nearest.argmax()))
-        nearest = np.minimum(nearest, distances(features[chosen[-1]]))
-    return chosen
+        chosen = [int(distances(features.mean(axis=0)).argmin())]
+        nearest = distances(features[chosen[0]])
+        while len(chosen) < wanted:
+            nearest[chosen[-1]] = -1.0  # never again, also where copies of it are at distance zero
+            chosen.append(int(nearest.argmax()))
+            nearest = np.minimum(nearest, distances(features[chosen[-1]]))
+        return chosen

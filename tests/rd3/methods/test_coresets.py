@@ -14,7 +14,7 @@ from rd3.errors import Unsupported
 from rd3.methods import METHODS, Context
 from rd3.methods._coreset import teacher_features
 from rd3.methods.herding import herd, unit_rows
-from rd3.methods.k_center import greedy_centers
+from rd3.methods.k_center import KCenter
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe, trial_teacher
@@ -96,17 +96,17 @@ def test_k_center_is_that_of_a_library(seed: int) -> None:
     rows = features(seed, n=60)
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
     spread = submodlib.DisparityMinFunction(n=60, mode="dense", sijs=1 - distances / distances.max())
-    chosen = greedy_centers(rows, 1)
+    chosen = KCenter().select(rows, 1)
     while len(chosen) < 15:
         rest = [i for i in range(60) if i not in chosen]
         chosen.append(max(rest, key=lambda i: spread.evaluate({*chosen, i})))
-    assert greedy_centers(rows, 15) == chosen
+    assert KCenter().select(rows, 15) == chosen
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_k_center_equals_a_plain_loop(seed: int) -> None:
     rows = features(seed)
-    assert greedy_centers(rows, 30) == plain_k_center(rows.tolist(), 30)
+    assert KCenter().select(rows, 30) == plain_k_center(rows.tolist(), 30)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -119,16 +119,16 @@ def test_k_center_covers_within_twice_the_optimum(seed: int) -> None:
 
     for k in (2, 3, 4):
         best = min(radius(centers) for centers in itertools.combinations(range(12), k))
-        assert radius(tuple(greedy_centers(rows, k))) <= 2 * best + 1e-12
+        assert radius(tuple(KCenter().select(rows, k))) <= 2 * best + 1e-12
 
 
 def test_equal_images_are_selected_in_the_order_of_the_dataset() -> None:
     square = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])  # all equally far from their mean
-    assert herd(square, 1) == [0] and greedy_centers(square, 1) == [0]
+    assert herd(square, 1) == [0] and KCenter().select(square, 1) == [0]
     assert herd(square, 4) == [0, 2, 1, 3]
-    assert greedy_centers(square, 4) == [0, 2, 1, 3]
+    assert KCenter().select(square, 4) == [0, 2, 1, 3]
     same = np.ones((5, 3))
-    assert herd(same, 5) == greedy_centers(same, 5) == [0, 1, 2, 3, 4]
+    assert herd(same, 5) == KCenter().select(same, 5) == [0, 1, 2, 3, 4]
 
 
 def test_features_of_zeros_keep_their_direction() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from rd3.errors import DataCorrupt
 from rd3.layer_statistics import LayerStatistics
-from rd3.methods._matching import MatchingLoss, moments_of_batch, targets_of_all, targets_of_labels
+from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
+from rd3.methods._moments import moments_of_batch
 from rd3.methods._pool import padded_crop
 from rd3.models._matched import Moments
 from rd3.seeding import generator

@@ -8,16 +8,8 @@ from torch import nn
 
 from rd3.errors import Diverged, Unsupported
 from rd3.methods import METHODS
-from rd3.methods._recovery import (
-    BatchNormLoss,
-    PixelSpace,
-    RecoverySettings,
-    Views,
-    _image_means,
-    channel_moments,
-    cosine,
-    optimise,
-)
+from rd3.methods._moments import _image_means, channel_moments
+from rd3.methods._recovery import BatchNormLoss, PixelSpace, RecoverySettings, Views, cosine, optimise
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
@@ -78,17 +70,17 @@ def test_the_written_out_gradient_of_moments_in_double_precision(batches):
     """Against finite differences, and both moments of every batch against torch's own."""
     images = torch.randn((6, 3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = [torch.var_mean(batch, (0, 2, 3), correction=0) for batch in images.chunk(batches)]
-    mean, variance = channel_moments()(images, batches)
+    mean, variance = channel_moments(images, batches)
     torch.testing.assert_close(mean, torch.stack([each[1] for each in expected]))
     torch.testing.assert_close(variance, torch.stack([each[0] for each in expected]))
-    assert torch.autograd.gradcheck(lambda images: channel_moments()(images, batches), images.requires_grad_(True))
+    assert torch.autograd.gradcheck(lambda images: channel_moments(images, batches), images.requires_grad_(True))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_moments_of_maps_that_lie_off_centre(layout):
     """A mean of five deviations: squares are 26 times the variance, and so are their 2^-24; sums of 512 add up some."""
     maps = 5 + torch.randn((4, 8, 16, 16), generator=torch.Generator().manual_seed(0))
-    mean, variance = channel_moments()(maps.contiguous(memory_format=layout), 2)
+    mean, variance = channel_moments(maps.contiguous(memory_format=layout), 2)
     expected = torch.var_mean(maps.double().unflatten(0, (2, 2)), (1, 3, 4), correction=0)
     torch.testing.assert_close(variance.double(), expected[0], rtol=26 * 32 * 2**-24, atol=0)
     torch.testing.assert_close(mean.double(), expected[1], rtol=32 * 2**-24, atol=0)
