@@ -68,10 +68,7 @@ def _cost(tally: Tally) -> Cost:
     return Cost(2.0 * tally.macs, float(_BYTES_PER_VALUE * tally.outputs))
 
 
-SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {
-    "dit": _dit,
-    "text-to-image": _text_to_image,
-}
+SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {"dit": _dit, "text-to-image": _text_to_image}
 """By family, of models that are trained here, from their sizes and resolution; families that are not listed count as
 free."""
 

@@ -59,9 +59,7 @@ class LatentInputs:
 @torch.no_grad()
 def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
-    found = []
-    for pixels in in_order(images, len(images.labels), _ENCODED):
-        found.append(codec.posterior(pixels.flip(3) if mirrored else pixels).parameters)
-    moments = torch.cat(found)
-    mean, log_variance = moments.chunk(2, dim=1)
+    batches = in_order(images, len(images.labels), _ENCODED)
+    moments = [codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches]
+    mean, log_variance = torch.cat(moments).chunk(2, dim=1)
     return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)  # diffusers' bounds

@@ -58,7 +58,7 @@ def sample(
     if start is None:
         latents = noise * scheduler.init_noise_sigma
     else:
-        first = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
+        first = (steps - min(int(steps * strength), steps)) * scheduler.order
         times = times[first:]
         if not len(times):
             raise BadValue(f"Strength {strength:g} runs none of {steps} steps.", "raise strength, or steps")
@@ -123,7 +123,8 @@ def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Te
     if not _adds_noise(scheduler) or t == 0:
         return 0.0
     alpha_bar: torch.Tensor = scheduler.alphas_cumprod[t]
-    before = _previous_alpha_bar(scheduler, t)
+    earlier = scheduler.previous_timestep(t)
+    before: torch.Tensor = scheduler.alphas_cumprod[earlier] if earlier >= 0 else torch.tensor(1.0)
     beta = 1 - alpha_bar / before
     posterior = (1 - before) / (1 - alpha_bar) * beta
     if not _has_learned_range(scheduler):
@@ -131,12 +132,6 @@ def noise_std(scheduler: Any, output: torch.Tensor, t: torch.Tensor) -> torch.Te
     share = (output[:, output.shape[1] // 2 :] + 1) / 2
     log_variance = share * beta.log() + (1 - share) * posterior.clamp(min=1e-20).log()
     return (0.5 * log_variance).exp()
-
-
-def _previous_alpha_bar(scheduler: Any, t: torch.Tensor) -> torch.Tensor:
-    before = scheduler.previous_timestep(t)
-    alpha_bar: torch.Tensor = scheduler.alphas_cumprod[before] if before >= 0 else torch.tensor(1.0)
-    return alpha_bar
 
 
 def _previous_sample(

@@ -87,8 +87,7 @@ def unet_tally(widths: Sequence[int], layers: int, side: int, text: int, length:
 
 def latent_side(widths: Sequence[int], resolution: int) -> int:
     """Side of the latents of images of ``resolution`` pixels, by a VAE with these channels by level."""
-    side: int = resolution // 2 ** (len(widths) - 1)
-    return side
+    return int(resolution // 2 ** (len(widths) - 1))
 
 
 def autoencoder_tally(widths: Sequence[int], layers: int, resolution: int) -> Tally:

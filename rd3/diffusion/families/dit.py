@@ -12,11 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.autoencoder import (
-    autoencoder_stage,
-    check_widths,
-    make_autoencoder,
-)
+from rd3.diffusion.autoencoder import autoencoder_stage, check_widths, make_autoencoder
 from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
 from rd3.diffusion.inputs import LatentInputs, PixelInputs
@@ -33,10 +29,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 
     from rd3.teacher.training import Images
-
-GUIDED = 3
-"""DiT guides the first three channels, also of latents with four (facebookresearch/DiT ``models.py``)."""
-IMAGENET_CLASSES = 1000
 
 
 class DiTSizes(Frozen):
@@ -70,7 +62,7 @@ class DiT(Backbone):
     """
 
     components = ("transformer",)
-    guided_channels = GUIDED
+    guided_channels = 3  # also of latents with four (facebookresearch/DiT ``models.py``)
 
     def __init__(
         self,
@@ -90,10 +82,8 @@ class DiT(Backbone):
     def create(cls, config: Mapping[str, Any], info: DatasetInfo, stream: torch.Generator) -> Self:
         from diffusers import DiTTransformer2DModel
 
-        sizes = _sizes(config, info.resolution)
-        side, channels = info.resolution, 3
-        if sizes.autoencoder:
-            side, channels = latent_side(sizes.autoencoder, side), LATENT_CHANNELS
+        sizes, side = _sizes_and_side(config, info.resolution)
+        channels = LATENT_CHANNELS if sizes.autoencoder else 3
         with scoped(stream):
             transformer = DiTTransformer2DModel(
                 num_attention_heads=sizes.heads,
@@ -144,7 +134,7 @@ class DiT(Backbone):
         self.scheduler().save_pretrained(folder / "scheduler")
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer, **({"vae": self.vae} if self.vae is not None else {})}
+        return {"transformer": self.transformer} | ({} if self.vae is None else {"vae": self.vae})
 
     def scheduler(self, name: str | None = None) -> Any:
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
@@ -258,7 +248,8 @@ def initialise(transformer: DiTTransformer2DModel) -> None:
     nn.init.zeros_(transformer.proj_out_2.weight)
 
 
-def _sizes(config: Mapping[str, Any], resolution: int) -> DiTSizes:
+def _sizes_and_side(config: Mapping[str, Any], resolution: int) -> tuple[DiTSizes, int]:
+    """The sizes in a recipe, and the side of what the transformer works on: pixels, or latents of the autoencoder."""
     sizes = parse_sizes(DiTSizes, "dit", config)
     if sizes.width % sizes.heads:
         raise wrong_size("dit", "width", f"{sizes.width} is not a multiple of {sizes.heads} heads")
@@ -268,12 +259,12 @@ def _sizes(config: Mapping[str, Any], resolution: int) -> DiTSizes:
         side = latent_side(sizes.autoencoder, resolution)
     if side % sizes.patch:
         raise wrong_size("dit", "patch", f"{side} pixels are not a multiple of {sizes.patch}")
-    return sizes
+    return sizes, side
 
 
 def _imagenet(info: DatasetInfo, classes: int) -> list[int]:
     """The rows of the dataset's classes in a model of ImageNet-1K's."""
-    if classes != IMAGENET_CLASSES:
+    if classes != 1000:
         raise BadValue(
             f"The model knows {classes} classes, {info.name} has {info.num_classes}.",
             "train a backbone of this dataset: rd3 diffusion train",

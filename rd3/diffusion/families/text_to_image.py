@@ -13,12 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from rd3.datasets import DatasetInfo
-from rd3.diffusion.autoencoder import (
-    GROUPS,
-    autoencoder_stage,
-    check_widths,
-    make_autoencoder,
-)
+from rd3.diffusion.autoencoder import GROUPS, autoencoder_stage, check_widths, make_autoencoder
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.families.dit import draws
