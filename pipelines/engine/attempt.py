@@ -5,16 +5,16 @@ folder, under a lock that an orphan of a killed driver still holds; work of an e
 attempt is only reported, and the MLflow run is found again by the recipe's key.  In the folder, ``made.json`` is the
 entry of a result whose upload may be missing, ``entry.json`` the entry of a finished one.
 
-Several recipes are evaluations that are trained together, as a pack.  :func:`_story` takes a single recipe from start
-to end and yields where the recipe is run together with the others: once, and again if files of its parents are damaged
-after they were verified.  A trial of one recipe is a pack of one.
+Several recipes are evaluations that are trained together, as a pack.  :func:`_attempt_one` takes a single recipe from
+start to end and yields where the recipe is run together with the others: once, and again if files of its parents are
+damaged after they were verified.  A trial of one recipe is a pack of one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from pipelines.engine.folder_lock import alone_in
 from pipelines.engine.job import Job, TrialEnd, given_store
 from pipelines.engine.parents import UNREADABLE, BrokenParents, gather
 from pipelines.engine.recipe_run import RecipeRun
-from pipelines.engine.shards import collect, deliver
+from pipelines.engine.shards import download_blocks, upload_blocks
 from pipelines.engine.uploads import registered_for_upload, uploading
 from pipelines.engine.waiting import retry_shown
 from rd3.errors import DataCorrupt, DataMissing, ends_the_process, is_device_error, why
@@ -40,11 +40,10 @@ from tracking.runs.students import upload_student
 if TYPE_CHECKING:
     from tracking.runs.unfinished import UnfinishedWork
 
-Story = Generator[Part, Entry | None, TrialEnd]
-"""Yields the recipe to run, is sent its entry (None for a share of a set) or thrown its error, returns how it ended.
-
-Yields again if it has to be run once more.
-"""
+Outcome = Entry | Exception | None
+"""The entry of a recipe that was run (None for a share of a set), or the error that ended it."""
+Attempt = Generator[Part, Entry | None, TrialEnd]
+"""Yields the recipe to run, once or twice, is sent its entry or thrown its error, and returns how it ended."""
 
 
 class Unfit(Exception):
@@ -60,55 +59,33 @@ def attempt(
     ended then can be restarted, as after the death of the process.
     """
     store = given_store(jobs)
-    stories = [_story(job, store, partial(progress, number)) for number, job in enumerate(jobs)]
-    with contextlib.ExitStack() as left:
-        for story in stories:
-            left.callback(story.close)
-        parts: dict[int, Part] = {}
-        for number, story in enumerate(stories):
-            part = _go_on(partial(next, story), partial(ended, number))
-            if part is not None:
-                parts[number] = part
-        again = _round(jobs, stories, parts, store, ended)
-        if again:
-            _round(jobs, stories, again, given_store(jobs), ended)  # in a new store nothing counts as verified
+    attempts = [_attempt_one(job, store, partial(progress, number)) for number, job in enumerate(jobs)]
+    with contextlib.ExitStack() as stack:
+        for each in attempts:
+            stack.callback(each.close)
+        outcomes: Mapping[int, Outcome] = dict.fromkeys(range(len(jobs)))  # to be sent None starts a generator
+        while parts := _next_parts(attempts, outcomes, ended):
+            together = _run_together([jobs[number] for number in parts], list(parts.values()), store)
+            outcomes = dict(zip(parts, together, strict=True))
+            store = given_store(jobs)  # for a second run: in a new store nothing counts as verified
 
 
-def _round(
-    jobs: Sequence[Job],
-    stories: Sequence[Story],
-    parts: dict[int, Part],
-    store: ReadableStore,
-    ended: Callable[[int, TrialEnd], None],
+def _next_parts(
+    attempts: Sequence[Attempt], outcomes: Mapping[int, Outcome], ended: Callable[[int, TrialEnd], None]
 ) -> dict[int, Part]:
-    """Run parts, by index of their jobs, together; returns those to be run again."""
-    outcomes = _run_together([jobs[number] for number in parts], list(parts.values()), store) if parts else []
-    again: dict[int, Part] = {}
-    for number, outcome in zip(parts, outcomes, strict=True):
-        story = stories[number]
-        if isinstance(outcome, Exception):
-            step = partial(story.throw, outcome)
-        else:
-            step = partial(story.send, outcome)
-        part = _go_on(step, partial(ended, number))
-        if part is not None:
-            again[number] = part
-    return again
+    """Pass outcomes to their attempts; returns what these want to run next, and reports those that have ended."""
+    parts: dict[int, Part] = {}
+    for number, outcome in outcomes.items():
+        one = attempts[number]
+        try:
+            parts[number] = one.throw(outcome) if isinstance(outcome, Exception) else one.send(outcome)
+        except StopIteration as stop:
+            ended(number, stop.value)
+    return parts
 
 
-def _go_on(step: Callable[[], Part], ended: Callable[[TrialEnd], None]) -> Part | None:
-    """The next part that a story wants to run; None if it has ended, which is reported."""
-    try:
-        return step()
-    except StopIteration as stop:
-        ended(stop.value)
-    return None
-
-
-def _run_together(
-    jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore
-) -> Sequence[Entry | Exception | None]:
-    """The entry of each, written to its folder before any upload, or the error that ended it."""
+def _run_together(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Outcome]:
+    """The outcome of each; entries are written to the recipes' folders before any upload."""
     try:
         outcomes = _perform(jobs, parts, store)
         for part, outcome in zip(parts, outcomes, strict=True):
@@ -125,8 +102,8 @@ def _run_together(
     return [one for job, part in zip(jobs, parts, strict=True) for one in _run_together([job], [part], store)]
 
 
-def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Entry | Exception | None]:
-    """Run a pack, one recipe of any kind, or a share of a set, which has no entry."""
+def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Outcome]:
+    """Run a pack, one recipe of any kind, or a share of a set."""
     job, part = jobs[0], parts[0]
     device = "cuda" if job.gpu else "cpu"
     if len(parts) > 1:
@@ -151,7 +128,7 @@ def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -
     return [entry]
 
 
-def _story(job: Job, store: ReadableStore, progress: Progress) -> Story:
+def _attempt_one(job: Job, store: ReadableStore, progress: Progress) -> Attempt:
     """One recipe, from the lock on its folder to its end."""
     recipe = from_json(job.recipe)
     try:
@@ -176,9 +153,9 @@ def _share(
     """Generate some blocks of a set, and upload them for the trial that assembles the set."""
     result, objects = job.folder / "result", open_objects(job.place.artifacts)
     gather(job, recipe, store, progress)
-    retry_shown(lambda: collect(objects, job.key, result, blocks), progress)
+    retry_shown(lambda: download_blocks(objects, job.key, result, blocks), progress)
     yield from _run(job, Part(recipe, job.folder, progress))
-    retry_shown(lambda: deliver(objects, job.key, result), progress, 1.0)
+    retry_shown(lambda: upload_blocks(objects, job.key, result), progress, 1.0)
     shutil.rmtree(result, ignore_errors=True)
 
 
@@ -251,7 +228,7 @@ def _generate(
         with contextlib.suppress(DataMissing, DataCorrupt):  # otherwise this set is generated by itself
             retry_shown(partial(store.fetch, "set", job.larger), progress)
     if job.blocks_uploaded:
-        retry_shown(lambda: collect(open_objects(job.place.artifacts), job.key, result), progress)
+        retry_shown(lambda: download_blocks(open_objects(job.place.artifacts), job.key, result), progress)
     if unfinished is not None:
         retry_shown(unfinished.download, progress)
     progress = progress if unfinished is None else uploading(progress, unfinished)

@@ -14,7 +14,7 @@ from pipelines.engine import trial_log
 from pipelines.engine.interrupts import Interrupts
 from pipelines.engine.job import work_folder
 from pipelines.engine.progress import View
-from pipelines.engine.shards import discard
+from pipelines.engine.shards import delete_blocks
 from pipelines.settings import Session
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.kept_students import adds_student
@@ -56,12 +56,9 @@ class Bookkeeping:
 
     def _entry(self, kind: str, key: Key) -> Entry | None:
         """An entry, read from the ledger once."""
-        if key not in self._known:
-            entry = self.retry(partial(self.ledger.find, kind, key))
-            if entry is None:
-                return None
+        if key not in self._known and (entry := self.retry(partial(self.ledger.find, kind, key))) is not None:
             self._known[key] = entry
-        return self._known[key]
+        return self._known.get(key)
 
     def recorded(self, key: Key) -> Entry | None:
         """The entry in the ledger of an evaluation that was stored without its student; None for others."""
@@ -86,7 +83,7 @@ class Bookkeeping:
 
     def discard_blocks(self, key: Key) -> None:
         """Delete the uploaded blocks of a set that was generated in shares, and the scratch of these."""
-        self.retry(partial(discard, self.ledger.objects, key))
+        self.retry(partial(delete_blocks, self.ledger.objects, key))
         for folder in work_folder(self.home, "share", key).parent.glob(f"{key}-*"):
             shutil.rmtree(folder, ignore_errors=True)
 

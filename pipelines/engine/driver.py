@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from rd3.recipe import Key, Recipe
 
 DEATHS = 3
 """Number of process deaths after which a recipe counts as killed."""
+_USUAL_CAUSE = (
+    "the usual cause is too little memory, also by the limit of a container or job, which Ray may not see: run fewer "
+    "trials at a time (--concurrent) or raise the limit"
+)
 
 
 class StopDriver(BaseException):
@@ -47,8 +52,13 @@ class _Trial:
     unfit: str = ""
     """Why its process exited, if reported."""
 
-    def unended(self) -> list[Key]:
+    @property
+    def unfinished(self) -> list[Key]:
         return [key for key in self.keys if key in self.open]
+
+    @property
+    def how_it_died(self) -> str:
+        return f"ended after {self.unfit}" if self.unfit else "died"
 
 
 class Driver:
@@ -76,13 +86,13 @@ class Driver:
         self._jobs, self._books, self._workers, self._interrupts = jobs, books, workers, interrupts
         self._max_concurrent = max_concurrent
         self._packs = Packs(queue)
-        shared = [one for one in queue.recipes.values() if isinstance(one, Recipe)] if cache_logits_bytes else []
-        self._sharing = Sharing(shared, cache_logits_bytes)
+        cacheable = [one for one in queue.recipes.values() if isinstance(one, Recipe)] if cache_logits_bytes else []
+        self._sharing = Sharing(cacheable, cache_logits_bytes)
         self._damage = DamagedParents(queue, books)
         self._trials: dict[str, _Trial] = {}
         self._started = 0
         """Number of trials that were started."""
-        self._deaths: dict[Key, int] = {}
+        self._deaths: Counter[Key] = Counter()
         self._alone: set[Key] = set()
         """Recipes whose process has died; never packed again."""
 
@@ -95,7 +105,7 @@ class Driver:
         """``jobs`` (:class:`Job` values as JSON), ``cpus`` and ``gpus`` of the next trial; None if none can start."""
         if self.leaving:
             return None
-        first = self._first()
+        first = self._take_next()
         if first is None:
             return None
         demand = self.queue.demand(first.key)
@@ -124,7 +134,8 @@ class Driver:
             views = self._sharing.unneeded(lambda key: self.queue.state(key) in ("waiting", "running"))
             LogitsFolder(home).discard(views)
 
-    def _first(self) -> Queued | None:
+    def _take_next(self) -> Queued | None:
+        """Mark the next recipe as running and return it; None if none can start."""
         if not self._max_concurrent:
             return self.queue.take(*self._workers.devices())
         if len(self._trials) >= self._max_concurrent:
@@ -153,7 +164,7 @@ class Driver:
             return
         if result is not None and "end" in result:
             self._handle_end(trial, result)
-        for key in trial.unended():
+        for key in trial.unfinished:
             self._close_unlogged(key, "failed", "the trial ended without a report")
 
     def _handle_end(self, trial: _Trial, result: dict[str, Any]) -> None:
@@ -172,15 +183,10 @@ class Driver:
             return
         failure = self._damage.resolve(key, end, trial.number, self._started) if end.broken else end.reason
         if failure is None:
-            self._run_again(key, end.reason)
+            self.queue.again(key)  # behind its parents, or blocked if one of them has failed meanwhile
+            self.view.ended(key, *self.queue.unsuccessful.get(key, ("waiting", end.reason)))
         else:
             self._close(key, end.status, failure)
-
-    def _run_again(self, key: Key, reason: str) -> None:
-        """Queue a recipe behind its parents; it is blocked if one of them has failed meanwhile."""
-        self.queue.again(key)
-        status, why = self.queue.unsuccessful.get(key, ("waiting", reason))
-        self.view.ended(key, status, why)
 
     def _done(self, key: Key, entry: dict[str, Any] | None) -> None:
         """Record a result; a share of a set has no entry."""
@@ -207,25 +213,20 @@ class Driver:
         if trial is None:
             return
         self._alone |= trial.open
-        for key in trial.unended():
+        for key in trial.unfinished:
             if len(trial.keys) > 1:
                 self.queue.again(key)
-                how = _how(trial.unfit)
-                self.view.ended(key, "killed", f"its pack {how}; restarting it alone")
+                self.view.ended(key, "killed", f"its pack {trial.how_it_died}; restarting it alone")
+                continue
+            self._deaths[key] += 1
+            if not trial.unfit and "OutOfMemory" in reason:
+                self._close_unlogged(key, "oom", "its process ran out of memory")
+            elif self._deaths[key] < DEATHS:
+                self.queue.again(key)
+                self.view.ended(key, "killed", f"its process {trial.how_it_died}; restarting it")
             else:
-                self._died(key, trial.unfit, out_of_memory=not trial.unfit and "OutOfMemory" in reason)
-
-    def _died(self, key: Key, unfit: str, *, out_of_memory: bool) -> None:
-        """Handle the death of the process of a single recipe."""
-        self._deaths[key] = self._deaths.get(key, 0) + 1
-        if out_of_memory:
-            self._close_unlogged(key, "oom", "its process ran out of memory")
-        elif self._deaths[key] < DEATHS:
-            self.queue.again(key)
-            self.view.ended(key, "killed", f"its process {_how(unfit)}; restarting it")
-        else:
-            last = f", most recently after {unfit}" if unfit else f"; {_MEMORY}"
-            self._close_unlogged(key, "killed", f"its process died {self._deaths[key]} times{last}")
+                last = f", most recently after {trial.unfit}" if trial.unfit else f"; {_USUAL_CAUSE}"
+                self._close_unlogged(key, "killed", f"its process died {self._deaths[key]} times{last}")
 
     def _close_unlogged(self, key: Key, status: str, reason: str) -> None:
         """Close a recipe whose process did not write to the log of trials how it ended."""
@@ -236,13 +237,3 @@ class Driver:
     def _close(self, key: Key, status: str, reason: str) -> None:
         self.queue.close(key, status, reason)
         self.view.ended(key, status, reason)
-
-
-_MEMORY = (
-    "the usual cause is too little memory, also by the limit of a container or job, which Ray may not see: run fewer "
-    "trials at a time (--concurrent) or raise the limit"
-)
-
-
-def _how(unfit: str) -> str:
-    return f"ended after {unfit}" if unfit else "died"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,9 +28,6 @@ class Spent(NamedTuple):
     planned_s: float = 0.0
     spent_s: float = 0.0
 
-    def and_also(self, planned_s: float, spent_s: float) -> Spent:
-        return Spent(self.planned_s + planned_s, self.spent_s + spent_s)
-
 
 def own_left_s(item: Running, now: float) -> float | None:
     """Remaining seconds of a running recipe by its own pace; None if the pace is unknown."""
@@ -46,6 +45,7 @@ def expected_left_s(total_s: float, item: Running, now: float) -> float:
     return max((1.0 - item.fraction) * total_s - (now - (item.reported or item.since)), 0.1 * (now - item.since))
 
 
+@dataclass
 class Eta:
     """Remaining time: planned costs, corrected by the measured times of recipes of the same kind and network.
 
@@ -53,25 +53,17 @@ class Eta:
     recipes that run alone.
     """
 
-    def __init__(
-        self,
-        costs_s: Mapping[Key, float],
-        parallel: float = 1,
-        *,
-        networks: Mapping[Key, str] | None = None,
-        takes: Callable[[Demand], float] = lambda demand: 1.0,
-        at_once: float = math.inf,
-    ):
-        """``parallel``: number of devices, of which a recipe takes ``takes(its demand)``; ``at_once``: most trials.
-
-        ``networks``: the network of a recipe, if any.
-        """
-        self.costs_s = costs_s
-        self.parallel = max(1.0, parallel)
-        self.networks = networks or {}
-        self.takes = takes
-        self.at_once = at_once
-        self._finished: dict[tuple[str, ...], Spent] = {}
+    costs_s: Mapping[Key, float]
+    """Planned seconds."""
+    parallel: float = 1.0
+    """Number of devices, of which a recipe takes ``takes(its demand)``."""
+    _: KW_ONLY
+    networks: Mapping[Key, str] = field(default_factory=dict)
+    """Networks of those recipes that have one."""
+    takes: Callable[[Demand], float] = lambda demand: 1.0
+    at_once: float = math.inf
+    """Most trials at once."""
+    _finished: dict[tuple[str, ...], Spent] = field(default_factory=dict, init=False)
 
     def groups(self, kind: str, key: Key) -> tuple[tuple[str, ...], ...]:
         """Groups of similar recipes, the most similar first: same kind and network, same kind, all."""
@@ -83,9 +75,10 @@ class Eta:
         self._add(self._finished, key, kind, 1.0 - before, now - began)
 
     def _add(self, totals: dict[tuple[str, ...], Spent], key: Key, kind: str, fraction: float, spent_s: float) -> None:
-        planned_s = fraction * self.costs_s.get(key, 0.0)
         for group in self.groups(kind, key):
-            totals[group] = totals.get(group, Spent()).and_also(planned_s, spent_s)
+            before = totals.get(group, Spent())
+            planned_s = before.planned_s + fraction * self.costs_s.get(key, 0.0)
+            totals[group] = Spent(planned_s, before.spent_s + spent_s)
 
     def _learnt(self, queue: RecipeQueue, running: Mapping[Key, Running]) -> dict[tuple[str, ...], Spent]:
         totals = dict(self._finished)
@@ -106,21 +99,20 @@ class Eta:
         for key, recipe in queue.recipes.items():
             if queue.state(key) not in ("running", "waiting"):
                 continue
-            groups = self.groups(recipe.kind, key)
-            factor = _factor(learnt, groups)
-            total_s = self.costs_s.get(key, 0.0) * factor
-            pack = running[key].pack if key in running else 1
-            own_s = own_left_s(running[key], now) if key in running else None
-            if own_s is not None:
-                left[key] = own_s
+            groups, item = self.groups(recipe.kind, key), running.get(key)
+            total_s = self.costs_s.get(key, 0.0) * _factor(learnt, groups)
+            pack = item.pack if item is not None else 1
+            own_s = own_left_s(item, now) if item is not None else None
+            if item is not None and own_s is None:
+                left[key] = expected_left_s(pack * total_s, item, now)
             else:
-                left[key] = expected_left_s(pack * total_s, running[key], now) if key in running else total_s
+                left[key] = total_s if own_s is None else own_s
             # A plan is for a recipe alone on a device, a measured time for one on its share of it (``takes``).
             # Times of other kinds of recipes say nothing of that share.
             measured = own_s is not None or any(group in learnt for group in groups[:-1])
             trial_s += left[key] / pack
             device_s += left[key] / pack * (self.takes(queue.demand(key)) if measured else 1.0)
-        return max(_longest_chain(queue, left), device_s / self.parallel, trial_s / self.at_once)
+        return max(_longest_chain(queue, left), device_s / max(1.0, self.parallel), trial_s / self.at_once)
 
 
 def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Sequence[tuple[str, ...]]) -> float:
@@ -134,33 +126,33 @@ def _factor(learnt: Mapping[tuple[str, ...], Spent], groups: Sequence[tuple[str,
 
 def _longest_chain(queue: RecipeQueue, left: Mapping[Key, float]) -> float:
     """Seconds of the longest chain of dependent recipes."""
-    until_done: dict[Key, float] = {}
 
+    @cache
     def path_s(key: Key) -> float:
-        if key not in until_done:
-            later = [child for child in queue.later(key) if child in left]
-            until_done[key] = left[key] + max(map(path_s, later), default=0.0)
-        return until_done[key]
+        return left[key] + max((path_s(child) for child in queue.later(key) if child in left), default=0.0)
 
     return max(map(path_s, left), default=0.0)
 
 
 def eta_of(expansion: Expansion, queue: RecipeQueue, workers: Workers, max_concurrent: int | None) -> Eta:
     """The ETA of a queue by GPUs, or by cores where there is none; ``max_concurrent``: most trials at once."""
-    networks, at_once = networks_of(expansion), max_concurrent or math.inf
     cpus, gpus = workers.devices()
-    takes = attrgetter("gpus" if gpus else "cpus")
-    return Eta(queue.costs_s, gpus or cpus, networks=networks, takes=takes, at_once=at_once)
+    return Eta(
+        queue.costs_s,
+        gpus or cpus,
+        networks=networks_of(expansion),
+        takes=attrgetter("gpus" if gpus else "cpus"),
+        at_once=max_concurrent or math.inf,
+    )
 
 
 def networks_of(expansion: Expansion) -> dict[Key, str]:
     """The network that each recipe trains or uses: recipes of one kind and network take about equally long."""
     recipes = expansion.recipes
 
-    def of(recipe: Recipe) -> str:
-        parents = (recipes.get(key) for _kind, key in recipe.parents())
-        teacher = next((parent for parent in parents if isinstance(parent, TeacherRecipe)), None)
+    def network_of(recipe: Recipe) -> str:
         own = getattr(recipe, "student", None) or getattr(recipe, "network", None)
-        return own or (teacher.network if teacher is not None else "")
+        parents = (recipes.get(key) for _kind, key in recipe.parents())
+        return own or next((parent.network for parent in parents if isinstance(parent, TeacherRecipe)), "")
 
-    return {key: of(recipe) for key, recipe in recipes.items()}
+    return {key: network_of(recipe) for key, recipe in recipes.items()}

@@ -14,7 +14,7 @@ from rich.text import Text
 from pipelines.engine.eta import Eta
 from pipelines.grid.queue import STATES, RecipeQueue
 from pipelines.terminal import PlainConsole, printable
-from rd3.campaign.running import Running
+from rd3.campaign.running import RESTARTING, Running
 from rd3.duration import duration
 from rd3.recipe import KINDS, Key
 
@@ -44,8 +44,7 @@ class View:
     def __enter__(self) -> View:
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        return None
+    def __exit__(self, *_exc: object) -> None: ...
 
     def show_note(self, note: str) -> None:
         """Show what the driver itself is doing."""
@@ -109,15 +108,15 @@ class LineView(View):
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
-        if time.monotonic() - self._last_line >= SILENCE_S:
+        if note.startswith(RESTARTING) or time.monotonic() - self._last_line >= SILENCE_S:
             self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {100 * fraction:.0f} %, {note}"))
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.get(key)
         took = f" in {duration(time.monotonic() - item.since)}" if item else ""
         super().ended(key, status, reason)
-        what = f"{self.label(key)} {key[:8]}: {status}{took}"
-        self._line(self._with_counts(f"{what}{': ' + reason if reason else ''}"))
+        why = f": {reason}" if reason else ""
+        self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {status}{took}{why}"))
 
     def _with_counts(self, what: str) -> str:
         left = f", {self.left()} left" if self.queue.counts() and not self.queue.finished else ""
@@ -139,6 +138,11 @@ class LiveView(View):
     def __exit__(self, *_exc: object) -> None:
         self._live.stop()
 
+    def moved(self, key: Key, fraction: float, note: str) -> None:
+        super().moved(key, fraction, note)
+        if note.startswith(RESTARTING):
+            self._problems.append(f"{self.label(key)} {key[:8]}: {note}")
+
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         super().ended(key, status, reason)
         if status != "done":
@@ -146,12 +150,11 @@ class LiveView(View):
 
     def draw(self) -> Group:
         """The complete view."""
-        counts = self.queue.counts()
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("")
         for column in STATES:
             table.add_column(column, justify="right")
-        for kind, row in counts.items():
+        for kind, row in self.queue.counts().items():
             table.add_row(plural(kind), *(str(row[column]) for column in STATES))
         parts: list[Table | Text] = [table]
         now = time.monotonic()

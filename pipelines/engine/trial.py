@@ -14,6 +14,7 @@ from typing import Any
 from pipelines.engine.attempt import Unfit, attempt
 from pipelines.engine.job import Job, TrialEnd
 from pipelines.engine.uploads import upload_unfinished
+from rd3.campaign.running import RESTARTING
 
 REPORT_EVERY_S = 3.0
 """Minimum interval between two reports of progress."""
@@ -24,7 +25,7 @@ UNFIT_S = 10.0
 class Reports:
     """Reports of a trial to the driver, which identify a recipe by the index of its job.
 
-    The end of a recipe is sent at once, the progress of all recipes at intervals in one report.
+    Ends and restarts are sent at once, the progress of all recipes at intervals in one report.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]):
@@ -35,7 +36,7 @@ class Reports:
 
     def progress(self, number: int, fraction: float, note: str) -> None:
         self._moved[number] = fraction, note
-        if time.monotonic() - self._last >= REPORT_EVERY_S:
+        if note.startswith(RESTARTING) or time.monotonic() - self._last >= REPORT_EVERY_S:
             self._last = time.monotonic()
             self._send({"moved": json.dumps([[number, *how] for number, how in self._moved.items()])})
             self._moved.clear()
@@ -54,7 +55,9 @@ def run_trial(config: dict[str, Any]) -> None:
         run_jobs(config["jobs"], tune.report)
     except Unfit as error:
         tune.report({"unfit": str(error)})  # recipes without an end are run again
-        _exit_after(UNFIT_S)
+        timer = threading.Timer(UNFIT_S, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
         raise  # so that Tune discards this process; it reuses that of a trial that succeeds
 
 
@@ -78,12 +81,6 @@ def configure_process(gpu: bool) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-
-
-def _exit_after(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 @cache  # one thread a process

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from rd3.campaign.running import RESTARTING
 from rd3.datasets import Roots
 from rd3.errors import RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import LogitsCache
@@ -227,13 +228,13 @@ def _put(store: FolderStore, entry: Entry, folder: Path) -> None:
 
 
 def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -> Callable[[float, str], None]:
-    """A callback that reports progress at intervals and raises :class:`Stopped` on request."""
+    """A callback that reports progress at intervals, restarts always, and raises :class:`Stopped` on request."""
     reported = [float("-inf")]
 
     def progress(fraction: float, note: str) -> None:
         if should_stop():
             raise Stopped
-        if time.monotonic() - reported[0] >= REPORT_EVERY_S:
+        if note.startswith(RESTARTING) or time.monotonic() - reported[0] >= REPORT_EVERY_S:
             reported[0] = time.monotonic()
             report(Progressed(recipe.key, fraction, note))
 

@@ -211,6 +211,8 @@ def test_progress_of_all_is_said_together_now_and_then_and_ends_at_once(monkeypa
     reports.ended(1, TrialEnd("oom", "no room"))
     assert json.loads(said[0]["moved"]) == [[0, 0.2, "step 2"], [1, 0.3, "step 3"]]
     assert said[1:] == [{"number": 1, "end": TrialEnd("oom", "no room").to_json()}]
+    reports.progress(0, 0.0, "restarting: checkpoint.safetensors is damaged")
+    assert json.loads(said[2]["moved"]) == [[0, 0.0, "restarting: checkpoint.safetensors is damaged"]], "at once"
 
 
 def test_a_set_damaged_between_check_and_use_is_downloaded_again_for_all_of_a_pack(

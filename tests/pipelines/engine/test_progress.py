@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.engine.progress import LineView, LiveView, View, open_view
 from pipelines.grid.queue import Demand, RecipeQueue
 from rd3.campaign.running import Running
 from rd3.duration import duration
+from rd3.teacher.checkpoint import read_checkpoint
 
 
 def queue_of(*keys: str) -> RecipeQueue:
@@ -212,6 +214,23 @@ def test_a_line_now_and_then_for_what_moves(monkeypatch):
     lines = out.getvalue().splitlines()
     assert 2 <= len(lines) <= 7, "neither silence nor a line a step"
     assert lines[0].startswith("set s0 s0: ") and " %, step " in lines[0] and "| sets 0/1" in lines[0]
+
+
+def test_a_training_that_restarts_is_a_line_or_a_problem(tmp_path):
+    """The note is the one of the training itself."""
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"cut")
+    out, queue = io.StringIO(), queue_of("s0")
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    lines, live = open_view("demo", queue, Eta({}), out=out), LiveView("demo", queue, Eta({}), None, console)
+    for view in (lines, live):
+        view.started("s0")
+        read_checkpoint(tmp_path / "checkpoint.safetensors", partial(view.moved, "s0"))
+        view.moved("s0", 0.1, "epoch 1 of 10")
+    assert out.getvalue().startswith("set s0 s0: 0 %, restarting: checkpoint.safetensors cannot be read")
+    assert out.getvalue().count("\n") == 1
+    with console.capture() as capture:
+        console.print(live.draw())
+    assert "set s0 s0: restarting: checkpoint.safetensors cannot be read" in capture.get()
 
 
 def test_the_live_view_shows_counts_running_recipes_and_problems():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.engine.plan_queue import plan_queue
-from pipelines.engine.shards import Share, collect, deliver, discard, share_out
+from pipelines.engine.shards import Share, delete_blocks, download_blocks, share_out, upload_blocks
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import Item, Plan
 from pipelines.grid.queue import Demand, RecipeQueue
@@ -56,16 +56,16 @@ def test_a_set_in_shares_is_the_set_made_in_one_go(tmp_path: Path):
         first, step = share.blocks
         chosen = [block.index for block in blocks[first::step]]
         assert synthesize(RECIPE, TOY, teachers, folder, only_blocks=chosen) is None
-        deliver(objects, RECIPE.key, folder)
-    collect(objects, RECIPE.key, tmp_path / "second", shares[1].blocks)
+        upload_blocks(objects, RECIPE.key, folder)
+    download_blocks(objects, RECIPE.key, tmp_path / "second", shares[1].blocks)
     assert sorted(int(path.stem) for path in (tmp_path / "second").rglob("*.safetensors")) == [
         block.index for block in blocks[1::3]
     ]
-    collect(objects, RECIPE.key, tmp_path / "whole")
+    download_blocks(objects, RECIPE.key, tmp_path / "whole")
     together = synthesize(RECIPE, TOY, (_refuses(),), tmp_path / "whole")
     alone = synthesize(RECIPE, TOY, teachers, tmp_path / "alone")
     assert together.content == alone.content
-    discard(objects, RECIPE.key)
+    delete_blocks(objects, RECIPE.key)
     assert not list(objects.names())
 
 
