@@ -43,7 +43,7 @@ PATIENCE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
 TESTS = (60.0, 0.1)
 BENCHMARKS = (120.0, 0.2)
-"""Most seconds of a step, and most of it as a fraction of --minutes."""
+"""Most seconds of the step, and its largest fraction of --minutes."""
 PACKAGES = "torch torchvision timm numpy scipy scikit-learn pyarrow safetensors pydantic pydantic-core pyyaml pytest"
 
 
@@ -61,17 +61,14 @@ class Log:
             sys.stdout.write(line)
             sys.stdout.flush()
             raw = line.encode()
-            if self._size < LOG_BYTES <= self._size + len(raw):
-                raw = b"the log ends here: it is full\n"
-                self._size = LOG_BYTES
-            if self._size < LOG_BYTES or raw.startswith(b"the log ends"):
-                self._file.write(raw)
+            if self._size < LOG_BYTES:
+                self._size += len(raw)
+                self._file.write(raw if self._size < LOG_BYTES else b"the log ends here: it is full\n")
                 self._file.flush()
-            self._size += len(raw)
 
 
-class Bench:
-    """The machine with the unpacked kit: folders, environment, and how a step is run."""
+class Machine:
+    """This machine with the unpacked kit: folders, environment, and how a step is run."""
 
     def __init__(self, chosen: argparse.Namespace, log: Log):
         self.chosen, self.log = chosen, log
@@ -103,9 +100,9 @@ class Bench:
         """On a signal (preemption, Ctrl-C): end the running step, and start nothing else."""
         self.stopped = True
 
-    def share_s(self, most: tuple[float, float]) -> float:
-        seconds, part = most
-        return min(seconds, part * self.seconds)
+    def limit_s(self, seconds: float, fraction: float) -> float:
+        """Most seconds of a step: ``seconds``, and no more than this fraction of all."""
+        return min(seconds, fraction * self.seconds)
 
     def step(self, name: str, words: Sequence[str], seconds: float, tick: Callable[[], None] = lambda: None) -> int:
         """Run a command for at most ``seconds``, with its output in the log; returns its exit code.
@@ -155,23 +152,23 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(chosen, Log(chosen.out / "log.txt"))
+    machine = Machine(chosen, Log(chosen.out / "log.txt"))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, bench.stop)
+        signal.signal(number, machine.stop)
     try:
-        _open_kit(bench)
-        collector = _collector(bench)
-        tests = _facts_and_tests(bench)
-        _benchmarks(bench)
+        _open_kit(machine)
+        collector = _collector(machine)
+        tests = _facts_and_tests(machine)
+        _benchmarks(machine)
         collector.collect()
-        campaign = _campaign(bench, collector)
+        campaign = _campaign(machine, collector)
     except Exception as error:  # whatever it is, the log is all that comes back
         for line in [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}: {error}"]:
-            bench.log.write(line)
+            machine.log.write(line)
         return 2
-    for name in sorted(path.name for path in chosen.out.iterdir()):
-        bench.log.write(f"{name}: {(chosen.out / name).stat().st_size / 1e6:.2f} MB")
-    return 130 if bench.stopped else campaign or (3 if tests else 0)
+    for path in sorted(chosen.out.iterdir()):
+        machine.log.write(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
+    return 130 if machine.stopped else campaign or (3 if tests else 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -195,64 +192,64 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _open_kit(bench: Bench) -> None:
+def _open_kit(machine: Machine) -> None:
     """Unpack an archive, check the hash of every file, unpack the wheels, and copy the parents into the store."""
-    archive = bench.kit / "kit.tar.xz"
+    archive = machine.kit / "kit.tar.xz"
     if archive.is_file():
-        bench.kit = bench.work / "kit"
-        shutil.rmtree(bench.kit, ignore_errors=True)
+        machine.kit = machine.work / "kit"
+        shutil.rmtree(machine.kit, ignore_errors=True)
         with tarfile.open(archive) as opened:
-            opened.extractall(bench.kit, filter="data")
-    about = json.loads((bench.kit / "kit.json").read_text())
+            opened.extractall(machine.kit, filter="data")
+    about = json.loads((machine.kit / "kit.json").read_text())
     for name, expected in about["files"].items():
-        with open(bench.kit / name, "rb") as stream:
+        with open(machine.kit / name, "rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-                raise ValueError(f"{bench.kit / name} did not arrive as it was packed; pack and send it again")
-    bench.log.write(f"kit of {about['packed_at']}, commit {about['commit'][:12]}, {len(about['files'])} files")
-    site = bench.work / "site"
+                raise ValueError(f"{machine.kit / name} did not arrive as it was packed; pack and send it again")
+    machine.log.write(f"kit of {about['packed_at']}, commit {about['commit'][:12]}, {len(about['files'])} files")
+    site = machine.work / "site"
     shutil.rmtree(site, ignore_errors=True)
     site.mkdir(parents=True)
-    for wheel in sorted((bench.kit / "wheels").glob("*.whl")):
+    for wheel in sorted((machine.kit / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as opened:
             opened.extractall(site)
-    for path in sorted((bench.kit / "store").rglob("*"), key=lambda path: "by-key" in path.parts):  # entries last
-        target = bench.work / "store" / path.relative_to(bench.kit / "store")
+    for path in sorted((machine.kit / "store").rglob("*"), key=lambda path: "by-key" in path.parts):  # entries last
+        target = machine.work / "store" / path.relative_to(machine.kit / "store")
         if path.is_file() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             staged = target.with_name(f".{target.name}")  # a copy that is cut short is not taken for a whole one
             shutil.copyfile(path, staged)
             os.replace(staged, target)
-    (bench.work / "notes").mkdir(exist_ok=True)
+    (machine.work / "notes").mkdir(exist_ok=True)
 
 
-def _collector(bench: Bench) -> Collector:
+def _collector(machine: Machine) -> Collector:
     """The collector that keeps results-*.zip in --out up to date, without the kit's parents and --leave."""
-    sys.path[:0] = [str(ROOT), str(bench.work / "site")]
+    sys.path[:0] = [str(ROOT), str(machine.work / "site")]
     from rd3.parts import Collector
     from rd3.recipe import KINDS
 
-    wanted = {path.stem.rpartition("-")[2] for path in (bench.kit / "recipes").glob("*.json")}
-    unknown = [key for key in bench.chosen.leave if key[:12] not in wanted]
+    wanted = {path.stem.rpartition("-")[2] for path in (machine.kit / "recipes").glob("*.json")}
+    unknown = [key for key in machine.chosen.leave if key[:12] not in wanted]
     if unknown:
         raise ValueError(f"--leave {unknown[0]}: the kit has no such recipe; give its whole key")
-    brought = {path.relative_to(bench.kit / "store") for path in (bench.kit / "store").rglob("by-key/*/*.json")}
-    known = {bench.work / "store" / path for path in brought}
-    known |= {bench.work / "store" / "by-key" / kind / f"{key}.json" for kind in KINDS for key in bench.chosen.leave}
-    return Collector(bench.work / "store", bench.out, notes=bench.work / "notes", known=known)
+    brought, store = machine.kit / "store", machine.work / "store"
+    known = {store / path.relative_to(brought) for path in brought.rglob("by-key/*/*.json")}
+    known |= {store / "by-key" / kind / f"{key}.json" for kind in KINDS for key in machine.chosen.leave}
+    return Collector(store, machine.out, notes=machine.work / "notes", known=known)
 
 
-def _facts_and_tests(bench: Bench) -> int:
+def _facts_and_tests(machine: Machine) -> int:
     """Log the facts of this machine, then run the tests marked `cuda`; returns their exit code."""
-    bench.log.write(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
+    machine.log.write(f"Python {platform.python_version()}, {platform.platform()}, {os.cpu_count()} CPUs")
     if shutil.which("nvidia-smi"):
-        bench.step("device", ["nvidia-smi"], 20.0)
-    bench.log.write(", ".join(f"{name} {_version(name)}" for name in PACKAGES.split()))
-    if not bench.chosen.tests:
+        machine.step("device", ["nvidia-smi"], 20.0)
+    machine.log.write(", ".join(f"{name} {_version(name)}" for name in PACKAGES.split()))
+    if not machine.chosen.tests:
         return 0
-    seconds = bench.share_s(TESTS)
+    seconds = machine.limit_s(*TESTS)
     words = [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "-p", "no:cacheprovider"]
     words += [f"--session-timeout={max(1.0, seconds - 5):.0f}"]  # in time for the reports of failures
-    return bench.step("tests", [*words, *shlex.split(bench.chosen.tests)], seconds)
+    return machine.step("tests", [*words, *shlex.split(machine.chosen.tests)], seconds)
 
 
 def _version(name: str) -> str:
@@ -262,48 +259,48 @@ def _version(name: str) -> str:
         return "IS MISSING"
 
 
-def _benchmarks(bench: Bench) -> None:
-    notes = str(bench.work / "notes")
-    words = [word.replace("{notes}", notes) for word in shlex.split(bench.chosen.benchmarks)]
+def _benchmarks(machine: Machine) -> None:
+    notes = str(machine.work / "notes")
+    words = [word.replace("{notes}", notes) for word in shlex.split(machine.chosen.benchmarks)]
     if words[:1] == ["-m"] and not (ROOT / words[1].replace(".", "/")).exists():
-        bench.log.write(f"== benchmarks: skipped, there is no {words[1]} in this repository")
+        machine.log.write(f"== benchmarks: skipped, there is no {words[1]} in this repository")
     elif words:
-        bench.step("benchmarks", [sys.executable, *words], bench.share_s(BENCHMARKS))
+        machine.step("benchmarks", [sys.executable, *words], machine.limit_s(*BENCHMARKS))
 
 
-def _campaign(bench: Bench, collector: Collector) -> int:
+def _campaign(machine: Machine, collector: Collector) -> int:
     """Run the recipes, and collect results every few seconds; returns the campaign's exit code, 4 without time."""
-    minutes = (bench.left_s - RESERVE_S if bench.left_s > 4 * RESERVE_S else 0.75 * bench.left_s) / 60
+    minutes = (machine.left_s - RESERVE_S if machine.left_s > 4 * RESERVE_S else 0.75 * machine.left_s) / 60
     last = [0.0]
 
     def collect() -> None:
         if time.monotonic() - last[0] >= COLLECT_EVERY_S:
             last[0] = time.monotonic()
             try:
-                _note_failures(bench)
+                _note_failures(machine)
                 collector.collect()
             except (OSError, ValueError) as error:  # the recipes go on, and the next collection may succeed
-                bench.log.write(f"not collected: {type(error).__name__}: {error}")
+                machine.log.write(f"not collected: {type(error).__name__}: {error}")
 
     code = 4
     if minutes > 0:
         places = {"store": "store", "out": "scratch", "home": "home"}
-        words = [sys.executable, "-m", "rd3.run", str(bench.kit / "recipes"), "--data", str(bench.kit / "data")]
-        words += [word for option, folder in places.items() for word in (f"--{option}", str(bench.work / folder))]
-        words += ["--device", bench.chosen.device, "--workers", bench.chosen.workers]
-        words += ["--threads", bench.chosen.threads, "--minutes", f"{minutes:.3f}"]
-        code = bench.step("campaign", words, 60 * minutes + PATIENCE_S / 2, collect)
+        words = [sys.executable, "-m", "rd3.run", str(machine.kit / "recipes"), "--data", str(machine.kit / "data")]
+        words += [word for option, folder in places.items() for word in (f"--{option}", str(machine.work / folder))]
+        words += ["--device", machine.chosen.device, "--workers", machine.chosen.workers]
+        words += ["--threads", machine.chosen.threads, "--minutes", f"{minutes:.3f}"]
+        code = machine.step("campaign", words, 60 * minutes + PATIENCE_S / 2, collect)
     last[0] = 0.0
     collect()
     for name, reason in collector.left_out.items():
-        bench.log.write(f"left here: {name}: {reason}")
+        machine.log.write(f"left here: {name}: {reason}")
     return code
 
 
-def _note_failures(bench: Bench) -> None:
+def _note_failures(machine: Machine) -> None:
     """Copy tracebacks of failed recipes to the notes, which come back."""
-    for path in (bench.work / "scratch").glob("*/failure.txt"):
-        target = bench.work / "notes" / "failures" / f"{path.parent.name[:12]}.txt"
+    for path in (machine.work / "scratch").glob("*/failure.txt"):
+        target = machine.work / "notes" / "failures" / f"{path.parent.name[:12]}.txt"
         if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import os
@@ -10,12 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from place import BUCKET, HEAD_IP, USER, WORKER_IP, Place, StackError
+from place import BUCKET, HEAD_IP, WORKER_IP, Place, StackError
 from processes import Processes
 
 
@@ -74,16 +74,7 @@ class Part:
 
 def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
     """(status, body) of a GET; (0, empty) without a response."""
-    return _ask(urllib.request.Request(url, headers=headers or {}))
-
-
-def send(method: str, url: str, headers: dict[str, str], body: object) -> tuple[int, bytes]:
-    """(status, body) of a request that carries JSON."""
-    headers = {"Content-Type": "application/json", **headers}
-    return _ask(urllib.request.Request(url, json.dumps(body).encode(), headers, method=method))
-
-
-def _ask(request: urllib.request.Request) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, headers=headers or {})
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
             return answer.status, answer.read()
@@ -282,19 +273,9 @@ class Mlflow(Part):
 
     def ready(self) -> None:
         """The user that drivers and trials log in as; it may do what it likes with what it makes, and read the rest."""
-        password = self.place.secret("mlflow-user")
-        ask = f"{self.place.mlflow_uri}/api/2.0/mlflow"
-        if get(f"{ask}/experiments/search?max_results=1", _basic(USER, password))[0] == 200:
-            return
-        admin = _basic("admin", self.place.secret("mlflow-admin"))
-        login = {"username": USER, "password": password}
-        status, said = send("POST", f"{ask}/users/create", admin, login)
-        if status != 200:  # it is there, with a password that is no longer the one of the file
-            status, said = send("PATCH", f"{ask}/users/update-password", admin, login)
-        if status != 200:
-            raise StackError(
-                f"MLflow does not let its user {USER} in ({status}: {said[:200].decode(errors='replace')})."
-            )
+        place, script = self.place, Path(__file__).parents[1] / "mlflow" / "account.py"
+        env = place.plain | place.login | {"MLFLOW_AUTH_ADMIN_PASSWORD": place.secret("mlflow-admin")}
+        _run([sys.executable, str(script)], script.name, env=env)
 
 
 _AUTH = """[mlflow]
@@ -306,34 +287,31 @@ auth_cache_ttl_seconds = 30
 """
 
 
-def _basic(user: str, password: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
-
-
 class RayNode(Part):
     """What head and worker share.  Each takes ten ports in a row for Ray's own services and fifty for its processes."""
 
     give_up_after_s = 120.0
     launches = 3  # Ray gives a node 30 s to join, which is too little on a busy machine, and has no setting for it
     ip: str
-    first: int
+    first_service: int
     """Where its ports for services begin in :attr:`Place.ray_ports`."""
+    first_process: int
+    """Where its ports for processes begin there."""
 
     @property
     def ports(self) -> dict[int, str]:
-        return {port: self.ip for port in self.place.ray_ports[self.first : self.first + 9]}
+        return {port: self.ip for port in self.place.ray_ports[self.first_service : self.first_service + 9]}
 
     def launch(self) -> None:
         place, ports = self.place, self.place.ray_ports
-        own = dict(zip(_SERVICES, ports[self.first + 2 :], strict=False))
         home = place.home / self.name
         home.mkdir(mode=0o700, exist_ok=True)
-        processes = ports[60 + 50 * (self.first > 0) :]
         scratch = place.ray_folder / self.name.removeprefix("ray-")
         shutil.rmtree(scratch, ignore_errors=True)  # sessions that have ended
-        own |= {"min-worker-port": processes[0], "max-worker-port": processes[49]}
+        own = dict(zip(_SERVICES, ports[self.first_service + 2 :], strict=False))
+        own |= {"min-worker-port": ports[self.first_process], "max-worker-port": ports[self.first_process + 49]}
         # No AWS_ variable: trials reach files through the tracking server, as an ordinary user of it.
-        env = place.plain | place.login | place.ray_token | self.driver()
+        env = place.plain | place.login | place.ray_token | self.driver_env()
         env |= {"RD3_HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
         # Ports of metrics would be open on every interface, to everybody; two have no switch but a port that is none.
         env |= {"RAY_enable_metrics_collection": "0"}
@@ -342,14 +320,14 @@ class RayNode(Part):
         command += ["--num-cpus=1", "--object-store-memory=200000000", "--disable-usage-stats"]
         command += [f"--temp-dir={scratch}", "--log-color=false"]
         command += [f"--{name}={port}" for name, port in own.items()]
-        self.spawn([*command, *self.more()], env)
+        self.spawn([*command, *self.own_options()], env)
 
-    def more(self) -> list[str]:
+    def own_options(self) -> list[str]:
         """Options of ``ray start`` that only this kind of node has."""
         raise NotImplementedError
 
-    def driver(self) -> dict[str, str]:
-        """What only the driver of a job needs, and the trials beside it do not."""
+    def driver_env(self) -> dict[str, str]:
+        """Variables that only the driver of a job needs, and the trials beside it do not."""
         return {}
 
     def answers(self) -> bool:
@@ -377,17 +355,17 @@ _SERVICES = (
 class RayHead(RayNode):
     """The head, with the Jobs API on its dashboard's port."""
 
-    name, ip, first = "ray-head", HEAD_IP, 0
+    name, ip, first_service, first_process = "ray-head", HEAD_IP, 0, 60
 
     @property
     def address(self) -> str:
         return f"{self.place.ray_address}, {self.place.dashboard_uri}"
 
-    def driver(self) -> dict[str, str]:
+    def driver_env(self) -> dict[str, str]:
         lines = "".join(f"{name}={value}\n" for name, value in self.place.s3.items())
         return {"RD3_DRIVER_ENV": str(self.place.write_secret("driver.env", lines))}
 
-    def more(self) -> list[str]:
+    def own_options(self) -> list[str]:
         gcs, dashboard = self.place.ray_ports[:2]
         return ["--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
 
@@ -395,13 +373,13 @@ class RayHead(RayNode):
 class RayWorker(RayNode):
     """One worker; it belongs to the head that it joined, and ends with it."""
 
-    name, ip, first = "ray-worker", WORKER_IP, 20
+    name, ip, first_service, first_process = "ray-worker", WORKER_IP, 20, 110
 
     @property
     def address(self) -> str:
         return self.ip
 
-    def more(self) -> list[str]:
+    def own_options(self) -> list[str]:
         return [f"--address={self.place.ray_address}"]
 
 

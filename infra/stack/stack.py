@@ -40,7 +40,7 @@ def start(parts: list[Part]) -> None:
             continue
         part.processes.end(part.stop_with, part.stop_s)  # what a crash has left
         if isinstance(part, RayHead):
-            _follow(part, parts)
+            _restart_worker(part, parts)
         part.check_ports()
         begun = time.monotonic()
         launches = 0
@@ -64,8 +64,8 @@ def _launched(part: Part) -> bool:
     return True
 
 
-def _follow(head: RayHead, parts: list[Part]) -> None:
-    """End the worker as well, which a new head does not know, and have it started again after the head."""
+def _restart_worker(head: RayHead, parts: list[Part]) -> None:
+    """End the worker as well, which a new head does not know, and put it among the parts to start."""
     worker = RayWorker(head.place)
     if worker.processes.members():
         worker.processes.kill()
@@ -121,11 +121,9 @@ def main() -> None:
         ("status", "say what is up; exit code 1 if anything is not"),
         ("pids", "print the numbers of all processes of parts"),
     ):
+        count, default = ("+", "") if name == "kill" else ("*", " (default: all)")
         command = commands.add_parser(name, help=text)
-        if name == "kill":
-            command.add_argument("parts", nargs="+", metavar="PART", help=f"of {', '.join(names)}")
-        else:
-            command.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)} (default: all)")
+        command.add_argument("parts", nargs=count, metavar="PART", help=f"of {', '.join(names)}{default}")
     commands.add_parser("env", help='print what a shell has to export to use the stack: eval "$(stack.sh env)"')
     commands.add_parser("wipe", help="stop all, remove data, secrets and logs")
     asked = parser.parse_args()

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipelines.cluster.nodes import folder_not_shared, is_visible, last_line, marker_files
+from pipelines.cluster.nodes import NODE_WITHIN_S, SERVER_WITHIN_S, folder_not_shared, is_visible, marker_files
+from pipelines.cluster.ray import last_line, ray_cluster
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import resolve_precision
@@ -38,8 +39,6 @@ SAME = ("ray", "rd3")
 """Packages whose version must match on driver and workers, as must Python's."""
 _LEAST_GIB = 1.0
 """Least free disk space for RD3's home."""
-_SERVER_WITHIN_S = 10.0
-_NODE_WITHIN_S = 120.0
 
 
 State = Literal["ok", "warning", "wrong", "missing"]
@@ -70,8 +69,6 @@ def rows_here(session: Session) -> Iterator[Row]:
 
 def rows_there(session: Session, address: str) -> Iterator[Row]:
     """Check the Ray cluster at ``address``, and from one of its workers everything that a trial needs."""
-    from pipelines.cluster.ray import ray_cluster
-
     try:
         with ray_cluster(address):
             yield from _cluster(session)
@@ -93,7 +90,7 @@ def _cluster(session: Session) -> Iterator[Row]:
 
     def ask(task: Callable[..., Any], *arguments: Any) -> Any:
         remote = ray.remote(num_cpus=0)(task).options(scheduling_strategy=where)
-        return ray.get(remote.remote(*arguments), timeout=_NODE_WITHIN_S)
+        return ray.get(remote.remote(*arguments), timeout=NODE_WITHIN_S)
 
     try:
         with marker_files(session) as markers:
@@ -202,7 +199,7 @@ def _disk(home: Path) -> Row:
 
 def _tracking(place: Place) -> Iterator[Row]:
     """Check login and, with a server, artifact upload and download."""
-    reached = _tried("tracking", place.tracking_uri, lambda: check(place.tracking_uri, _SERVER_WITHIN_S))
+    reached = _tried("tracking", place.tracking_uri, lambda: check(place.tracking_uri, SERVER_WITHIN_S))
     yield reached
     if reached.state == "ok" and place.tracking_uri.startswith("http"):
         yield _files_through_tracking(place)

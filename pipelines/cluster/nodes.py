@@ -7,20 +7,18 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.cluster.ray import last_words, ray_cluster
+from pipelines.cluster.ray import last_line, ray_cluster
 from pipelines.settings import Session
-from pipelines.transfer.datasets import absent
-from rd3.errors import DataMissing, RD3Error, StoreError, TrackingError
-from tracking.ledger.faults import without_password
+from pipelines.transfer.datasets import absent, pushed
+from rd3.errors import RD3Error, StoreError, TrackingError
 from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
-from tracking.runs import dataset_bundles
 from tracking.runs.reachable import check, sqlite_path
-from tracking.runs.runs import Tracker
 from tracking.upkeep.health import check_place
 
-_ANSWER_WITHIN_S = 120.0
-_SERVER_WITHIN_S = 10.0
+NODE_WITHIN_S = 120.0
+SERVER_WITHIN_S = 10.0
+"""Seconds within which a node of the cluster and the tracking server must respond."""
 
 
 def check_platform(session: Session, address: str | None = None, datasets: Iterable[str] = ()) -> None:
@@ -63,7 +61,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
         ]
         for address, answer in zip(nodes.values(), asked, strict=True):
             try:
-                markers_missing, datasets_missing, refused = ray.get(answer, timeout=_ANSWER_WITHIN_S)
+                markers_missing, datasets_missing, refused = ray.get(answer, timeout=NODE_WITHIN_S)
             except ray.exceptions.RayError as error:
                 raise RD3Error(
                     f"Cannot check node {address}: {last_line(error)}.",
@@ -74,7 +72,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
             if refused is not None:
                 raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
             for dataset in datasets_missing:
-                _check_pushed(dataset, address, place)
+                pushed(dataset, place, f"node {address}")
 
 
 def _problems(
@@ -84,7 +82,7 @@ def _problems(
     refused = None
     if not place.tracking_uri.startswith("sqlite"):
         try:
-            check(place.tracking_uri, _SERVER_WITHIN_S)
+            check(place.tracking_uri, SERVER_WITHIN_S)
         except RD3Error as error:
             refused = error.message, error.fix
     return (
@@ -100,11 +98,6 @@ def is_visible(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-def last_line(error: Exception) -> str:
-    """The last line of a Ray error, which may be a traceback."""
-    return last_words(str(error), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -137,12 +130,3 @@ def folder_not_shared(node: str, marker: Path, place: Place) -> RD3Error:
         f"Node {node} cannot see the tracking database in {marker.parent} of the driver.",
         "set MLFLOW_TRACKING_URI to a server that all nodes reach",
     )
-
-
-def _check_pushed(dataset: str, node: str, place: Place) -> None:
-    if dataset_bundles.find(Tracker(place), dataset) is None:
-        raise DataMissing(
-            f"Dataset {dataset} is not on node {node}, and has not been pushed to "
-            f"{without_password(place.tracking_uri)}.",
-            f"on a machine that has it, run rd3 data push {dataset}",
-        )

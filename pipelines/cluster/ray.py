@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import local
-from pipelines.grid.queue import Demand, demands
 from rd3.errors import RD3Error
 from rd3.hardware import cores
 from rd3.locks import exclusive, is_locked
@@ -49,8 +47,6 @@ _SETTINGS = 4
 _CLIENT = "ray://"
 _WAIT_S = 5.0
 """Timeout of the connection to a server, in seconds."""
-_COUNT_EVERY_S = 10.0
-"""Seconds between two counts of the cluster's devices."""
 
 
 def check_address(address: str) -> None:
@@ -60,7 +56,12 @@ def check_address(address: str) -> None:
     Ray Tune runs in a task on the cluster, and the driver is an object of this process.
     """
     if address.startswith(_CLIENT):
-        raise _is_client(address)
+        head = address.removeprefix(_CLIENT).rpartition(":")[0] or "HEAD"
+        raise RD3Error(
+            f"{address} is an address of Ray Client, which cannot run grids and sweeps.",
+            "give --address auto on a node of the cluster, or from elsewhere: "
+            f"rd3 submit GRID --address http://{head}:8265",
+        )
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return
@@ -78,14 +79,6 @@ def check_address(address: str) -> None:
             f"The server at {address} is not the head of a Ray cluster.",
             "use the port of the head (default: 6379), not that of its dashboard",
         )
-
-
-def _is_client(address: str) -> RD3Error:
-    head = address.removeprefix(_CLIENT).rpartition(":")[0] or "HEAD"
-    return RD3Error(
-        f"{address} is an address of Ray Client, which cannot run grids and sweeps.",
-        f"give --address auto on a node of the cluster, or from elsewhere: rd3 submit GRID --address http://{head}:8265",
-    )
 
 
 def mismatch(text: str) -> tuple[str, str] | None:
@@ -106,30 +99,32 @@ def not_joined(address: str, error: Exception) -> RD3Error:
             "install the same versions on both; Ray requires them to be equal",
         )
     if isinstance(error, AuthenticationError):
-        return RD3Error(f"No usable token for the Ray cluster at {address}: {_sentence(text)}.", _TOKEN)
+        sentence = text.split(". ")[0].rstrip(".")
+        return RD3Error(f"No usable token for the Ray cluster at {address}: {sentence}.", _TOKEN)
     if "Failed to connect to Ray cluster" in text:  # although the server responded
         return RD3Error(f"The Ray cluster at {address} refused the connection.", _TOKEN)
     return RD3Error(
-        f"Cannot join the Ray cluster at {address}: {first_line(error)}", "check the address with `ray status`"
+        f"Cannot join the Ray cluster at {address}: {_first_line(error)}", "check the address with `ray status`"
     )
 
 
 _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error message, which may be a page long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def last_line(error: Exception) -> str:
+    """The last line of a Ray error, which may be a traceback."""
+    return last_words(str(error), type(error).__name__)
 
 
 def last_words(text: str, otherwise: str) -> str:
     """The last line with a word in it, without a full stop: of a traceback, the error itself."""
     lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
     return lines[-1].rstrip(".") if lines else otherwise
-
-
-def _sentence(text: str) -> str:
-    return text.split(". ")[0].rstrip(".")
 
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -257,7 +252,7 @@ _START_BUSY = "try again when the machine is less busy, or run without Ray: `rd3
 
 def _not_started(error: Exception) -> RD3Error:
     fix = next((fix for pattern, fix in _START_FIXES if re.search(pattern, str(error))), _START_BUSY)
-    return RD3Error(f"Cannot start Ray on this machine: {first_line(error)}", fix)
+    return RD3Error(f"Cannot start Ray on this machine: {_first_line(error)}", fix)
 
 
 @contextlib.contextmanager
@@ -311,34 +306,9 @@ def _stop() -> None:
         gc.collect()
 
 
-def cluster_demands(*, exclusive: bool, gpu_share: float = 0.25) -> dict[str, Demand]:
-    """Resources per trial of each kind of recipe (:func:`demands`) on the current cluster."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
-    gpus = any(node.get("GPU", 0.0) for node in nodes)
-    return demands(cpus, gpus, exclusive=exclusive, gpu_share=gpu_share)
-
-
 def cluster_devices() -> tuple[float, float]:
     """(CPUs, GPUs) of the whole cluster at this moment."""
     import ray
 
     resources = ray.cluster_resources()
     return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-
-
-class Cluster:
-    """The cluster that a driver works on; its devices are counted again at intervals, as it may grow."""
-
-    def __init__(self) -> None:
-        self._devices = (0.0, 0.0)
-        self._counted = float("-inf")
-
-    def devices(self) -> tuple[float, float]:
-        """(CPUs, GPUs) of the whole cluster."""
-        if time.monotonic() - self._counted > _COUNT_EVERY_S:
-            self._devices = cluster_devices()
-            self._counted = time.monotonic()
-        return self._devices

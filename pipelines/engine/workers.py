@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipelines.cluster.local import ray_log, watched
 from pipelines.cluster.nodes import check_platform
-from pipelines.cluster.ray import Cluster, cluster_demands, ray_cluster
+from pipelines.cluster.ray import cluster_devices, ray_cluster
 from pipelines.grid.queue import Demand, demands
 from pipelines.settings import Session
 from rd3.errors import RD3Error, is_device_error
@@ -19,6 +21,9 @@ from rd3.errors import RD3Error, is_device_error
 if TYPE_CHECKING:
     from pipelines.engine.driver import Driver
     from pipelines.engine.interrupts import Interrupts
+
+_COUNT_EVERY_S = 10.0
+"""Seconds between two counts of a cluster's devices."""
 
 
 class Workers(Protocol):
@@ -48,7 +53,7 @@ class RayWorkers:
 
     def __init__(self, address: str | None = None):
         self._address = address
-        self._cluster = Cluster()
+        self._devices, self._counted_at = (0.0, 0.0), -math.inf
         self.machines_may_vanish = address is not None
 
     def check(self, session: Session, datasets: Iterable[str]) -> None:
@@ -58,10 +63,18 @@ class RayWorkers:
         return ray_cluster(self._address, ray_log(home))
 
     def devices(self) -> tuple[float, float]:
-        return self._cluster.devices()
+        """Counted again at intervals, as a cluster may grow."""
+        if time.monotonic() - self._counted_at > _COUNT_EVERY_S:
+            self._devices, self._counted_at = cluster_devices(), time.monotonic()
+        return self._devices
 
     def demands(self, *, exclusive: bool, gpu_share: float) -> dict[str, Demand]:
-        return cluster_demands(exclusive=exclusive, gpu_share=gpu_share)
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = max((node.get("CPU", 1.0) for node in nodes), default=1.0)
+        gpus = any(node.get("GPU", 0.0) for node in nodes)
+        return demands(cpus, gpus, exclusive=exclusive, gpu_share=gpu_share)
 
     def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
         from pipelines.engine.tune import run_queue

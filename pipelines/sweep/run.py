@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster.local import dead_service, ray_log, watched
-from pipelines.cluster.nodes import check_platform, last_line
-from pipelines.cluster.ray import cluster_devices, ray_cluster
+from pipelines.cluster.nodes import check_platform
+from pipelines.cluster.ray import cluster_devices, last_line, ray_cluster
 from pipelines.engine.execute import execute
 from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.workers import RayWorkers

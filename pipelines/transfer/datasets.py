@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +26,6 @@ class Pushed(NamedTuple):
     new: bool
 
 
-def _silent(_fraction: float, _note: str) -> None:
-    """Ignore progress."""
-
-
 def absent(name: str, roots: Roots) -> bool:
     """Whether this machine has no folder for a dataset; False for datasets bundled with a package."""
     try:
@@ -41,7 +35,7 @@ def absent(name: str, roots: Roots) -> bool:
     return bool(places) and not any(folder.is_dir() for folder in places)
 
 
-def push(name: str, place: Place, progress: Progress = _silent) -> Pushed:
+def push(name: str, place: Place, progress: Progress = lambda fraction, note: None) -> Pushed:
     """Upload a dataset to the tracking server, unless it has this fingerprint already."""
     roots = place.roots
     folder = dataset_source(name, roots).survey(roots).folder
@@ -60,7 +54,22 @@ def push(name: str, place: Place, progress: Progress = _silent) -> Pushed:
     return Pushed(sent, True)
 
 
-def pull(name: str, place: Place, fingerprint: str | None = None, progress: Progress = _silent) -> Path | None:
+def pushed(name: str, place: Place, where: str, fingerprint: str | None = None) -> DatasetBundle:
+    """A dataset at the tracking server, which ``where`` needs, as it lacks it; raises :class:`DataMissing`."""
+    bundle = bundles.find(Tracker(place), name, fingerprint)
+    if bundle is None:
+        version = f" with fingerprint {fingerprint[:12]}" if fingerprint else ""
+        raise DataMissing(
+            f"Dataset {name} is not on {where}, and has not been pushed{version} to "
+            f"{without_password(place.tracking_uri)}.",
+            f"on a machine that has it, run rd3 data push {name}",
+        )
+    return bundle
+
+
+def pull(
+    name: str, place: Place, fingerprint: str | None = None, progress: Progress = lambda fraction, note: None
+) -> Path | None:
     """Download a dataset into RD3's home if this machine does not have it; returns its folder, or None if it was here.
 
     One process per node downloads, the others wait for it.  The files are verified by hash and fingerprint before the
@@ -69,19 +78,13 @@ def pull(name: str, place: Place, fingerprint: str | None = None, progress: Prog
     roots = place.roots
     if not absent(name, roots):
         return None
-    with _alone(roots.home / "data"):
+    with folder_errors(roots.home / "data"):
+        (roots.home / "data").mkdir(parents=True, exist_ok=True)
+    with exclusive(roots.home / "data" / ".pull.lock"):
         if not absent(name, roots):
             return None
-        tracker = Tracker(place)
-        bundle = bundles.find(tracker, name, fingerprint)
-        if bundle is None:
-            version = f" with fingerprint {fingerprint[:12]}" if fingerprint else ""
-            raise DataMissing(
-                f"Dataset {name} is not on {socket.gethostname()}, and has not been pushed{version} to "
-                f"{without_password(place.tracking_uri)}.",
-                f"on a machine that has it, run rd3 data push {name}",
-            )
-        return _install(tracker, bundle, roots, progress)
+        bundle = pushed(name, place, socket.gethostname(), fingerprint)
+        return _install(Tracker(place), bundle, roots, progress)
 
 
 def _install(tracker: Tracker, bundle: DatasetBundle, roots: Roots, progress: Progress) -> Path:
@@ -117,19 +120,10 @@ def _fingerprint(copy: Path, roots: Roots, bundle: DatasetBundle) -> str:
         raise bundles.damaged(bundle.name, bundle.run_id, what) from None
 
 
-def ensure_data(place: Place, data: Data, progress: Progress = _silent) -> None:
+def ensure_data(place: Place, data: Data, progress: Progress = lambda fraction, note: None) -> None:
     """Make sure that the dataset of a recipe is on this node, before a trial runs it; pull it if necessary.
 
     Raises :class:`rd3.errors.Unavailable` while the tracking server is unreachable; safe to retry.
     """
     # A bundle has the fingerprint of the full dataset, a recipe of ``fit`` that of its training images.
     pull(data.name, place, None if data.split == "fit" else data.fingerprint, progress)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock between the processes of this machine; the kernel releases it when the process ends."""
-    with folder_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / ".pull.lock"):
-        yield

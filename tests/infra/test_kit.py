@@ -83,7 +83,7 @@ def bench(tmp_path: Path):
     chosen = argparse.Namespace(
         kit=kit, work=tmp_path / "a work", out=tmp_path, minutes=1.0, benchmarks="-m benchmarks --out {notes}"
     )
-    return run, run.Bench(chosen, SimpleNamespace(write=print))
+    return run, run.Machine(chosen, SimpleNamespace(write=print))
 
 
 def test_a_parent_that_was_copied_in_part_is_copied_again(bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -56,13 +57,24 @@ def test_what_is_no_answer_is_none(modules, said: bytes) -> None:
         thread.join()
 
 
-def test_an_answer_that_is_cut_within_a_letter_is_shown(
-    modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_mlflow_says_of_its_user_is_shown(modules, tmp_path: Path) -> None:
     place, parts = modules
-    monkeypatch.setattr(parts, "get", lambda *_words: (401, b""))
-    monkeypatch.setattr(parts, "send", lambda *_words: (400, b"x" + "ü".encode() * 200))
-    here = place.Place(tmp_path / "stack", 15000)
-    here.secrets.mkdir(parents=True)
-    with pytest.raises(place.StackError, match="does not let its user rd3 in \\(400: xü"):
-        parts.Mlflow(here).ready()
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(b"x" + "ü".encode() * 200)
+
+        do_POST = do_PATCH = do_GET
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = place.Place(tmp_path / "stack", server.server_address[1])
+        here.secrets.mkdir(parents=True)
+        with pytest.raises(place.StackError, match="does not let its user rd3 in \\(400\\): xü"):
+            parts.Mlflow(here).ready()
+        server.shutdown()

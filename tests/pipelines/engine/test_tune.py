@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from pipelines.cluster import ray as cluster
+from pipelines.engine import workers
 from rd3.errors import RD3Error
 from rd3.hardware import cores
 
@@ -148,9 +149,9 @@ def test_an_allocation_of_slurm_counts(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_cluster_that_grows_is_counted_again_now_and_then(monkeypatch: pytest.MonkeyPatch):
     clock, sizes = [0.0], [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(workers.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(ray, "cluster_resources", lambda: sizes.pop(0))
-    counted = cluster.Cluster()
+    counted = workers.RayWorkers()
     seen = []
     for clock[0] in (0.0, 9.0, 11.0, 20.0):
         seen.append(counted.devices())
