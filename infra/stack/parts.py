@@ -23,6 +23,10 @@ class Part:
     """One part.  Subclasses define how it starts and when it counts as up."""
 
     name: str
+    address: str
+    """For users."""
+    ports: Mapping[int, str]
+    """Ports that must be free before the start, with the address each is taken on."""
     give_up_after_s = 60.0
     launches = 1
     """Attempts to start it before that counts as failed."""
@@ -34,16 +38,6 @@ class Part:
         self.place = place
         self.processes = Processes(place.run / f"{self.name}.json")
         self.log = place.logs / f"{self.name}.log"
-
-    @property
-    def address(self) -> str:
-        """Its address for users."""
-        raise NotImplementedError
-
-    @property
-    def ports(self) -> dict[int, str]:
-        """Ports that must be free before the start, with the address each is taken on."""
-        raise NotImplementedError
 
     def launch(self) -> None:
         """Prepare what is not there yet, and start the processes."""
@@ -101,17 +95,10 @@ class Postgres(Part):
     name = "postgres"
     stop_with = signal.SIGINT  # its fast shutdown: open transactions are rolled back
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.place.postgres_port}"
-
-    @property
-    def ports(self) -> dict[int, str]:
-        return {self.place.postgres_port: "127.0.0.1"}
-
-    @property
-    def data(self) -> Path:
-        return self.place.home / "postgres" / "data"
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self.address, self.ports = f"127.0.0.1:{place.postgres_port}", {place.postgres_port: "127.0.0.1"}
+        self.data = place.home / "postgres" / "data"
 
     def _binaries(self) -> Path:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
@@ -209,13 +196,10 @@ class S3(Part):
 
     name = "s3"
 
-    @property
-    def address(self) -> str:
-        return self.place.s3_uri
-
-    @property
-    def ports(self) -> dict[int, str]:
-        return {self.place.s3_port + offset: "127.0.0.1" for offset in (0, 10, 11, 12)}
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self.address = place.s3_uri
+        self.ports = {place.s3_port + offset: "127.0.0.1" for offset in (0, 10, 11, 12)}
 
     def launch(self) -> None:
         home = self.place.s3_home
@@ -238,13 +222,9 @@ class Mlflow(Part):
     name = "mlflow"
     give_up_after_s = 240.0  # two workers that import MLflow, on a busy machine
 
-    @property
-    def address(self) -> str:
-        return self.place.mlflow_uri
-
-    @property
-    def ports(self) -> dict[int, str]:
-        return {self.place.mlflow_port: "127.0.0.1"}
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self.address, self.ports = place.mlflow_uri, {place.mlflow_port: "127.0.0.1"}
 
     def launch(self) -> None:
         place, port = self.place, self.place.mlflow_port
@@ -298,9 +278,9 @@ class RayNode(Part):
     first_process: int
     """Where its ports for processes begin there."""
 
-    @property
-    def ports(self) -> dict[int, str]:
-        return {port: self.ip for port in self.place.ray_ports[self.first_service : self.first_service + 9]}
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self.ports = dict.fromkeys(place.ray_ports[self.first_service : self.first_service + 9], self.ip)
 
     def launch(self) -> None:
         place, ports = self.place, self.place.ray_ports
@@ -357,9 +337,9 @@ class RayHead(RayNode):
 
     name, ip, first_service, first_process = "ray-head", HEAD_IP, 0, 60
 
-    @property
-    def address(self) -> str:
-        return f"{self.place.ray_address}, {self.place.dashboard_uri}"
+    def __init__(self, place: Place):
+        super().__init__(place)
+        self.address = f"{place.ray_address}, {place.dashboard_uri}"
 
     def driver_env(self) -> dict[str, str]:
         lines = "".join(f"{name}={value}\n" for name, value in self.place.s3.items())
@@ -375,9 +355,7 @@ class RayWorker(RayNode):
 
     name, ip, first_service, first_process = "ray-worker", WORKER_IP, 20, 110
 
-    @property
-    def address(self) -> str:
-        return self.ip
+    address = WORKER_IP
 
     def own_options(self) -> list[str]:
         return [f"--address={self.place.ray_address}"]

@@ -16,7 +16,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.engine import trial_log
@@ -105,23 +104,22 @@ def _run_together(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableSto
 def _perform(jobs: Sequence[Job], parts: Sequence[Part], store: ReadableStore) -> Sequence[Outcome]:
     """Run a pack, one recipe of any kind, or a share of a set."""
     job, part = jobs[0], parts[0]
-    device = "cuda" if job.gpu else "cpu"
+    device, roots = "cuda" if job.gpu else "cpu", job.place.roots
     if len(parts) > 1:
-        return perform_pack(parts, store, job.place.roots, device=device)
-    recipe, roots, out, progress = part.recipe, job.place.roots, part.out, part.progress
+        return perform_pack(parts, store, roots, device=device)
     if job.blocks is not None:
-        assert isinstance(recipe, SetRecipe), "only sets are generated in shares"
-        perform_blocks(recipe, store, roots, out, job.blocks, device=device, progress=progress)
+        assert isinstance(part.recipe, SetRecipe), "only sets are generated in shares"
+        perform_blocks(part.recipe, store, roots, part.out, job.blocks, device=device, progress=part.progress)
         return [None]
     entry = perform(
-        recipe,
+        part.recipe,
         store,
         roots,
-        out,
+        part.out,
         device=device,
         shared_machine=not job.alone,
         larger=job.larger,
-        progress=progress,
+        progress=part.progress,
         keep_student=part.keep_student,
         cached_logits=part.cached_logits,
     )
@@ -165,24 +163,16 @@ def _entry(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> G
     if job.ignore_earlier:
         finished.unlink(missing_ok=True)
         (job.folder / "made.json").unlink(missing_ok=True)
-    entry = _finished(job, finished, progress)
-    if entry is None or not _to_be_reported(job, entry):
-        return (yield from _tracked(job, recipe, store, progress))
-    if not trial_log.is_done(home, job.key):
-        trial_log.append(home, "done", job.kind, job.key, attempt=trial_log.attempts(home, job.key))
-    return entry
-
-
-def _finished(job: Job, path: Path, progress: Progress) -> Entry | None:
-    """The entry finished by an earlier attempt before the driver died, if its files still exist."""
-    if not path.is_file():
-        return None
-    entry = Entry.model_validate_json(path.read_bytes())
-    if retry_shown(partial(artifacts.exists, entry, job.place.tracking_uri), progress, 1.0):
-        return entry
-    trial_log.append(job.home, "forgotten", job.kind, job.key)
-    path.unlink()
-    return None
+    if finished.is_file():
+        entry = Entry.model_validate_json(finished.read_bytes())
+        if not retry_shown(partial(artifacts.exists, entry, job.place.tracking_uri), progress, 1.0):
+            trial_log.append(home, "forgotten", job.kind, job.key)
+            finished.unlink()
+        elif _is_wanted(job, entry):
+            if not trial_log.is_done(home, job.key):
+                trial_log.append(home, "done", job.kind, job.key, attempt=trial_log.attempts(home, job.key))
+            return entry
+    return (yield from _tracked(job, recipe, store, progress))
 
 
 def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) -> Generator[Part, Entry, Entry]:
@@ -200,7 +190,7 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
         if job.recorded is None:
             entry = run.finish(entry, input_set=input_set(recipe, store.find), note=note(recipe, store.find))
         else:
-            entry = _student_uploaded(job, entry, progress)
+            entry = _upload_student(job, entry, progress)
         if unfinished is not None:
             unfinished.discard()
     except Exception as error:
@@ -243,14 +233,14 @@ def _lacks_student(job: Job, entry: Entry) -> bool:
     return job.keep_student and STUDENT not in entry.files
 
 
-def _to_be_reported(job: Job, entry: Entry) -> bool:
+def _is_wanted(job: Job, entry: Entry) -> bool:
     """Whether the entry of a finished attempt is what the driver waits for."""
     if job.recorded is not None:
         return adds_student(entry, Entry.model_validate(job.recorded))
     return not _lacks_student(job, entry)
 
 
-def _student_uploaded(job: Job, again: Entry, progress: Progress) -> Entry:
+def _upload_student(job: Job, again: Entry, progress: Progress) -> Entry:
     """The recorded entry with the student of the evaluation that ran again; its MLflow run is not opened."""
     recorded, cache = Entry.model_validate(job.recorded), job.home / "cache"
     upload = partial(upload_student, recorded, again, job.folder / "result", cache, job.place.tracking_uri)

@@ -167,11 +167,10 @@ def _view(expansion: Expansion, queue: RecipeQueue, eta: Eta, *, wanted: bool) -
 
 def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> None:
     """Close all runs of this driver.  Workers end with the cluster: the locks of their folders are then free."""
-    queue = driver.queue if driver is not None else None
-    running = {key: queue.recipes[key].kind for key in queue.running} if queue is not None else {}
-    folders = [work_folder(home, kind, key) for key, kind in running.items()]
+    running = {} if driver is None else {key: driver.queue.recipes[key].kind for key in driver.queue.running}
+    locks = [work_folder(home, kind, key) / "lock" for key, kind in running.items()]
     deadline = time.monotonic() + _WORKERS_GONE_S
-    while any(is_locked(folder / "lock") for folder in folders) and time.monotonic() < deadline:
+    while any(map(is_locked, locks)) and time.monotonic() < deadline:
         time.sleep(0.1)
     for key, kind in running.items():
         trial_log.append(home, "fail", kind, key, status="killed", reason=reason)

@@ -24,7 +24,7 @@ _CLOSE_WITHIN_S = 10.0
 
 
 class GridRuns:
-    """Opened once, then closed or abandoned."""
+    """The runs of one execution, which is opened once and then closed or abandoned."""
 
     def __init__(self, tracker: Tracker, expansion: Expansion, books: Bookkeeping):
         self.experiment_id = ""
@@ -48,29 +48,25 @@ class GridRuns:
             self._books.retry(partial(self._tracker.close_grid, self.grid_run_id, ok))
         close_dead = partial(self._tracker.close_dead_runs, self.experiment_id, "its process died", unsuccessful)
         self._books.retry(close_dead)
-        if self.grid_run_id is not None:
+        if self.grid_run_id is not None and self._expansion.cells:
             with contextlib.suppress(RD3Error):  # `rd3 report` publishes them again
-                self._books.retry(partial(self._publish, unsuccessful))
+                self._books.retry(partial(self._publish, self.grid_run_id, unsuccessful))
 
-    def _publish(self, unsuccessful: Mapping[Key, Unsuccessful]) -> None:
+    def _publish(self, run_id: str, unsuccessful: Mapping[Key, Unsuccessful]) -> None:
         """Attach tables and charts of the grid to its run."""
         from tracking.report.entries import GridEntries
         from tracking.report.publish import publish_tables
 
-        run_id, cells = self.grid_run_id, self._expansion.cells
-        if run_id is not None and cells:
-            grid = self._expansion.source_grid
-            facts: dict[str, object] = {
-                "description": grid.description,
-                "claim": grid.claim,
-                "failures": {key: f"{status}: {reason}" for key, (status, reason) in unsuccessful.items()},
-            }
-            with tempfile.TemporaryDirectory() as folder:
-                entries = GridEntries.of(cells, self._books.ledger)
-                entries.compare(self._tracker)
-                publish_tables(
-                    self._tracker, run_id, grid.name, cells, entries.find, Path(folder), entries.runs, **facts
-                )
+        grid, cells = self._expansion.source_grid, self._expansion.cells
+        facts: dict[str, object] = {
+            "description": grid.description,
+            "claim": grid.claim,
+            "failures": {key: f"{status}: {reason}" for key, (status, reason) in unsuccessful.items()},
+        }
+        entries = GridEntries.of(cells, self._books.ledger)
+        entries.compare(self._tracker)
+        with tempfile.TemporaryDirectory() as folder:
+            publish_tables(self._tracker, run_id, grid.name, cells, entries.find, Path(folder), entries.runs, **facts)
 
     def abandon(self, reason: str) -> None:
         """Close all runs of a driver that ends early."""

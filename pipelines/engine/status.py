@@ -62,6 +62,6 @@ def _blocked(expansion: Expansion, key: Key, status: GridStatus) -> str:
     parent = next((parent for _kind, parent in expansion.recipes[key].parents() if parent in status.why), None)
     if parent is None:
         return ""
-    inherited = all(one["key"] != parent for one in status.failed)
-    own = f"its {expansion.label(parent)} ({parent[:12]}) ended as {status.why[parent]}"
-    return status.why[parent] if inherited else own
+    if all(one["key"] != parent for one in status.failed):
+        return status.why[parent]
+    return f"its {expansion.label(parent)} ({parent[:12]}) ended as {status.why[parent]}"

@@ -94,7 +94,7 @@ class Packing:
 
 
 def _data(recipe: EvaluationRecipe) -> Hashable:
-    """Evaluations with equal values use the same opened dataset."""
+    """Evaluations with equal values use the same opened dataset; ``training_only``: without its test images."""
     return recipe.data, recipe.classes, recipe.tested_on, recipe.training_only
 
 
