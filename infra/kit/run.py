@@ -105,10 +105,9 @@ class Machine:
         return min(seconds, fraction * self.seconds)
 
     def step(self, name: str, words: Sequence[str], seconds: float, tick: Callable[[], None] = lambda: None) -> int:
-        """Run a command for at most ``seconds``, with its output in the log; returns its exit code.
+        """Run a command for at most ``seconds``, its output in the log; its exit code, or 124 if a signal ended it.
 
-        That is 124 if a signal ended it.  ``tick`` is called twice a second.  After :meth:`stop`, nothing is run, and
-        130 is returned.
+        ``tick`` is called twice a second.  After :meth:`stop` nothing is run, and 130 is returned.
         """
         if self.stopped:
             return 130

@@ -1,7 +1,6 @@
 """Creates the MLflow user that driver and trials log in as, or gives it a new password; idempotent.
 
-Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, and the user's MLFLOW_TRACKING_USERNAME and
-MLFLOW_TRACKING_PASSWORD.
+Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
 """
 
 import base64

@@ -31,8 +31,6 @@ class Part:
     launches = 1
     """Attempts to start it before that counts as failed."""
     stop_with = signal.SIGTERM
-    stop_s = 20.0
-    """Seconds between ``stop_with`` and SIGKILL."""
 
     def __init__(self, place: Place):
         self.place = place

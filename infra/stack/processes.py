@@ -43,10 +43,7 @@ def _all() -> dict[int, _Stat]:
 
 
 class Processes:
-    """The processes of one part.
-
-    ``record`` keeps (pid, start time, start of the machine) of those that were started, the leaders.
-    """
+    """The processes of one part; ``record`` keeps (pid, start time, :func:`_boot`) of those started, the leaders."""
 
     def __init__(self, record: Path):
         self.record = record
@@ -87,7 +84,7 @@ class Processes:
             found |= more
         return found
 
-    def end(self, how: signal.Signals, give_up_after_s: float) -> None:
+    def end(self, how: signal.Signals, give_up_after_s: float = 20.0) -> None:
         """Send the signal ``how`` to the leaders, wait up to ``give_up_after_s`` seconds, and kill what is left."""
         left = self.members()
         asked = left & {pid for pid, _at in self._leaders()}

@@ -38,7 +38,7 @@ def start(parts: list[Part]) -> None:
     for part in parts:  # may grow
         if part.processes.alive() and part.answers():
             continue
-        part.processes.end(part.stop_with, part.stop_s)  # what a crash has left
+        part.processes.end(part.stop_with)  # what a crash has left
         if isinstance(part, RayHead):
             _restart_worker(part, parts)
         part.check_ports()
@@ -48,7 +48,7 @@ def start(parts: list[Part]) -> None:
             launches += 1
             if launches == part.launches:
                 raise StackError(_last_words(part))
-            part.processes.end(part.stop_with, part.stop_s)
+            part.processes.end(part.stop_with)
         part.ready()
         print(f"{part.name:<11} {part.address}  ({time.monotonic() - begun:.1f} s)", flush=True)
 
@@ -80,7 +80,7 @@ def _last_words(part: Part) -> str:
 
 def stop(parts: list[Part]) -> None:
     for part in reversed(parts):
-        part.processes.end(part.stop_with, part.stop_s)
+        part.processes.end(part.stop_with)
 
 
 def kill(parts: list[Part]) -> None:

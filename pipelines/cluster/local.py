@@ -111,7 +111,10 @@ def stderr_apart(log: Path | None) -> Iterator[None]:
     The file is replaced, and deleted if it stays empty.  Without ``log``, or if Python's standard error is not that of
     the process, nothing changes.
     """
-    if log is None or not _is_processes_own(sys.stderr):
+    own = False  # whether Python's standard error is that of the process
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        own = sys.stderr.fileno() == _STDERR
+    if log is None or not own:
         yield
         return
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +132,13 @@ def stderr_apart(log: Path | None) -> Iterator[None]:
         _log.remove(log)
         if not _lost:  # a Ray that is lost goes on writing
             sys.stderr.flush()
-            own = os.fstat(_STDERR)
+            written = os.fstat(_STDERR)
             os.dup2(terminal, _STDERR)
             sys.stderr.close()
             sys.stderr = before
             with contextlib.suppress(FileNotFoundError):  # another driver with this home may have replaced the file
                 there = log.stat()
-                if not there.st_size and os.path.samestat(there, own):
+                if not there.st_size and os.path.samestat(there, written):
                     log.unlink()
 
 
@@ -160,13 +163,6 @@ def _printing_to_stderr() -> Iterator[None]:
     finally:
         if not _lost:
             worker.print_to_stdstream = before
-
-
-def _is_processes_own(stream: Any) -> bool:
-    try:
-        return bool(stream.fileno() == _STDERR)
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def abandon(service: str) -> None:

@@ -54,42 +54,36 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     names = sorted(set(datasets))
     with marker_files(place) as markers:
         asked = [
-            ray.remote(num_cpus=0)(_problems)
+            ray.remote(num_cpus=0)(_problem)
             .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(place, markers, names)
-            for node in nodes
+            .remote(address, place, markers, names)
+            for node, address in nodes.items()
         ]
         for address, answer in zip(nodes.values(), asked, strict=True):
             try:
-                markers_missing, datasets_missing, refused = ray.get(answer, timeout=NODE_WITHIN_S)
+                problem, lacking = ray.get(answer, timeout=NODE_WITHIN_S)
             except ray.exceptions.RayError as error:
                 raise RD3Error(
                     f"Cannot check node {address}: {last_line(error)}.",
                     "install the same version of RD3 on every node",
                 ) from None
-            if markers_missing:
-                raise folder_not_shared(address, markers_missing[0], place)
-            if refused is not None:
-                raise TrackingError(f"On node {address}: {refused[0]}", refused[1])
-            for dataset in datasets_missing:
+            if problem is not None:
+                raise problem
+            for dataset in lacking:
                 pushed(dataset, place, f"node {address}")
 
 
-def _problems(
-    place: Place, markers: list[Path], names: list[str]
-) -> tuple[list[Path], list[str], tuple[str, str] | None]:
-    """On a node: markers it cannot see, datasets it lacks, and (message, fix) of the tracking server's error."""
-    refused = None
+def _problem(node: str, place: Place, markers: list[Path], datasets: list[str]) -> tuple[RD3Error | None, list[str]]:
+    """On a node: what keeps it from running trials, if anything; else which datasets it lacks."""
+    hidden = next((marker for marker in markers if not is_visible(marker)), None)
+    if hidden is not None:
+        return folder_not_shared(node, hidden, place), []
     if not place.tracking_uri.startswith("sqlite"):
         try:
             check(place.tracking_uri, SERVER_WITHIN_S)
         except RD3Error as error:
-            refused = error.message, error.fix
-    return (
-        [marker for marker in markers if not is_visible(marker)],
-        [name for name in names if absent(name, place.roots)],
-        refused,
-    )
+            return TrackingError(f"On node {node}: {error.message}", error.fix), []
+    return None, [name for name in datasets if absent(name, place.roots)]
 
 
 def is_visible(path: Path) -> bool:

@@ -259,8 +259,7 @@ def _not_started(error: Exception) -> RD3Error:
 def ray_cluster(address: str | None = None, log: Path | None = None) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster at ``address``; an initialised Ray is used and left running.
 
-    What a Ray on this machine writes to standard error goes to ``log``, if given.  Raises :class:`RayDied` in a process
-    whose Ray has died.
+    Messages of a Ray on this machine go to ``log``, if given.  Raises :class:`RayDied` in a process whose Ray has died.
     """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)

@@ -364,8 +364,7 @@ def follow(client: JobSubmissionClient, address: str, job: str, write: Callable[
 def stop(client: JobSubmissionClient, job: str) -> str:
     """Ask the job to stop and wait for its end; returns its final state.
 
-    Raises :class:`RD3Error` for a job that has not ended when Ray should have killed it; Ray's own errors are left to
-    the caller's :func:`job_errors`.
+    Raises :class:`RD3Error` if Ray has not killed it in time; Ray's own errors are left to :func:`job_errors`.
     """
     client.stop_job(job)
     within_s = STOP_WAIT_S + _KILL_WITHIN_S

@@ -180,7 +180,9 @@ def _tracked(job: Job, recipe: Any, store: ReadableStore, progress: Progress) ->
     home = job.home
     number = trial_log.attempts(home, job.key) + 1
     trial_log.append(home, "start", job.kind, job.key, attempt=number, label=recipe.label())
-    _clean_up(job)
+    for name in job.finished:  # the driver, on another machine, has put these into the ledger
+        if (home / "work" / name / "entry.json").is_file():
+            shutil.rmtree(home / "work" / name, ignore_errors=True)
     run = RecipeRun(job, recipe, number, progress)
     try:
         unfinished = run.begin() if job.recorded is None else None
@@ -254,11 +256,3 @@ def _run(job: Job, part: Part) -> Generator[Part, Entry | None, Entry | None]:
     except UNREADABLE:
         gather(job, part.recipe, given_store([job]), part.progress)
     return (yield part)
-
-
-def _clean_up(job: Job) -> None:
-    """Remove the folders of finished recipes that the driver, on another machine, has put into the ledger."""
-    for name in job.finished:
-        folder = job.home / "work" / name
-        if (folder / "entry.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)

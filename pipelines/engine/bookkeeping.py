@@ -98,8 +98,6 @@ class Bookkeeping:
             self.retry(partial(artifacts.check_source, entry, scratch, uri))
         except (DataMissing, DataCorrupt):
             return True
-        finally:
-            self._show("")
         return False
 
     def forget(self, kind: str, key: Key) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.damage import DamagedParents
 from pipelines.engine.interrupts import Interrupts
-from pipelines.engine.job import TrialEnd
+from pipelines.engine.job import JOBS, TrialEnd
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.packs import Packs
 from pipelines.engine.progress import View
@@ -102,7 +102,7 @@ class Driver:
         return self.fatal is not None or bool(self._interrupts.name)
 
     def next_config(self, trial_id: str) -> dict[str, Any] | None:
-        """``jobs`` (:class:`Job` values as JSON), ``cpus`` and ``gpus`` of the next trial; None if none can start."""
+        """``jobs`` (:data:`JOBS` as JSON), ``cpus`` and ``gpus`` of the next trial; None if none can start."""
         if self.leaving:
             return None
         first = self._take_next()
@@ -115,10 +115,7 @@ class Driver:
         self.queue.join(first.key, keys[1:])
         cached = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
         try:
-            jobs = [
-                replace(self._jobs.job(recipe, demand), cached_logits=cached.get(recipe.key)).to_plain()
-                for recipe in pack
-            ]
+            jobs = [replace(self._jobs.job(one, demand), cached_logits=cached.get(one.key)) for one in pack]
         except RD3Error as error:
             self._give_up(error)
             return None
@@ -126,7 +123,7 @@ class Driver:
         self._started += 1
         for key in keys:
             self.view.started(key, len(keys), logits_read=key in cached)
-        return {"jobs": json.dumps(jobs), "cpus": demand.cpus, "gpus": demand.gpus}
+        return {"jobs": json.dumps(JOBS.dump_python(jobs, mode="json")), "cpus": demand.cpus, "gpus": demand.gpus}
 
     def discard_logits(self, home: Path) -> None:
         """Delete cached logits on this machine that no evaluation needs, not even an unfinished one."""

@@ -38,10 +38,7 @@ def own_left_s(item: Running, now: float) -> float | None:
 
 
 def expected_left_s(total_s: float, item: Running, now: float) -> float:
-    """Remaining seconds of a running recipe with expected duration ``total_s``, before its own pace is known.
-
-    If it has already taken longer, a tenth of the elapsed time, as a guess.
-    """
+    """Remaining seconds by the expected duration ``total_s``; a tenth of the elapsed time where it takes longer."""
     return max((1.0 - item.fraction) * total_s - (now - (item.reported or item.since)), 0.1 * (now - item.since))
 
 
@@ -49,8 +46,7 @@ def expected_left_s(total_s: float, item: Running, now: float) -> float:
 class Eta:
     """Remaining time: planned costs, corrected by the measured times of recipes of the same kind and network.
 
-    Uses finished recipes, and the progress of running ones between two reports; packs do not count, as plans are for
-    recipes that run alone.
+    Uses finished recipes, and running ones between two reports; packs do not count, as plans are for single recipes.
     """
 
     costs_s: Mapping[Key, float]

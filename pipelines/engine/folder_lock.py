@@ -19,10 +19,7 @@ ORPHAN_WAIT_S = 120.0
 
 @contextlib.contextmanager
 def alone_in(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of a recipe's folder.
-
-    It is a kernel lock, so it is released when the process ends for any reason.
-    """
+    """Hold the lock of a recipe's folder, a kernel lock, which is released when the process ends for any reason."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as lock:
         deadline = time.monotonic() + ORPHAN_WAIT_S

@@ -21,9 +21,7 @@ class Job:
     """One recipe of a trial."""
 
     kind: str
-    """Kind of the recipe."""
     key: str
-    """Key of the recipe: the digest of everything that decides its result."""
     recipe: str
     """The recipe as JSON."""
     facts: dict[str, Any]
@@ -39,10 +37,7 @@ class Job:
     larger: str | None = None
     """Key of a set with more images per class that begins with exactly these images, if any."""
     blocks: tuple[int, int] | None = None
-    """(first, step): generate only every ``step``-th block, from block ``first``; another trial assembles the set.
-
-    None: all blocks.
-    """
+    """(first, step): generate only every ``step``-th block from ``first``; another trial assembles them.  None: all."""
     blocks_uploaded: bool = False
     """Other trials have uploaded blocks of this set to the artifact root, which all machines reach."""
     given: list[dict[str, Any]] = field(default_factory=list)
@@ -73,18 +68,9 @@ class Job:
         first, step = self.blocks
         return work_folder(self.home, "share", f"{self.key}-{first + 1}of{step}")
 
-    def to_plain(self) -> dict[str, Any]:
-        """As JSON-compatible data."""
-        plain: dict[str, Any] = _JOB.dump_python(self, mode="json")
-        return plain
 
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Job:
-        """The inverse of :meth:`to_plain`."""
-        return _JOB.validate_python(plain)
-
-
-_JOB = TypeAdapter(Job)
+JOBS = TypeAdapter(list[Job])
+"""Converts the jobs of a trial to plain data (``dump_python``) and back (``validate_python``)."""
 
 
 def given_store(jobs: Sequence[Job]) -> GivenStore:

@@ -34,10 +34,8 @@ class Packs:
         most = math.floor(SIZE * min(1.0, self._queue.demand(first.key).gpus or 1.0))
         room = min(most, math.ceil((len(self._queue.ready) + 1) / at_a_time)) - 1
         others = self._packing.companions(first, lambda key: key in self._queue.ready and key not in alone, room)
-        return others if at_a_time == 1 else self._brief(first, others, self._queue.long_s(at_a_time))
-
-    def _brief(self, first: Recipe, others: list[EvaluationRecipe], most_s: float) -> list[EvaluationRecipe]:
-        """The first of ``others`` that, together with ``first``, take at most ``most_s`` planned seconds."""
+        if at_a_time == 1:
+            return others
         costs_s = [self._queue.costs_s.get(recipe.key, 0.0) for recipe in (first, *others)]
-        sums_s = itertools.accumulate(costs_s)
-        return [other for other, sum_s in zip(others, list(sums_s)[1:], strict=True) if sum_s <= most_s]
+        sums_s, most_s = list(itertools.accumulate(costs_s)), self._queue.long_s(at_a_time)
+        return [other for other, sum_s in zip(others, sums_s[1:], strict=True) if sum_s <= most_s]

@@ -24,8 +24,7 @@ class GridStatus:
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Recipes whose last attempt failed: ``label``, ``key``, ``status``, ``reason``."""
     why: dict[Key, str] = field(default_factory=dict)
-    """Why recipes have no result, where it is known: their own failure, a missing dataset, what must be imported, or
-    the reason of a parent."""
+    """Why recipes have no result, if known: their own failure, a missing dataset or import, the reason of a parent."""
 
 
 def grid_status(expansion: Expansion, ledger: Ledger, home: Path) -> GridStatus:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from pipelines.engine.attempt import Unfit, attempt
-from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.job import JOBS, TrialEnd
 from pipelines.engine.uploads import upload_unfinished
 from rd3.campaign.running import RESTARTING
 
@@ -47,7 +47,7 @@ class Reports:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The trainable that Tune runs in a worker process; ``config["jobs"]`` are :class:`Job` values as JSON."""
+    """The trainable that Tune runs in a worker process; ``config["jobs"]`` are :data:`JOBS` as JSON."""
     from ray import tune
 
     die_with_parent()
@@ -63,17 +63,14 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def run_jobs(text: str, send: Callable[[dict[str, Any]], None]) -> None:
     """Run the jobs of a trial, given as JSON, in this process; ``send`` passes reports on.  Raises :class:`Unfit`."""
-    jobs = [Job.from_plain(job) for job in json.loads(text)]
+    jobs = JOBS.validate_python(json.loads(text))
     configure_process(jobs[0].gpu)
     reports = Reports(send)
     attempt(jobs, reports.progress, reports.ended)
 
 
 def configure_process(gpu: bool) -> None:
-    """Use one thread, and hide GPUs from CPU trials (Ray leaves them visible).
-
-    Denormal numbers are flushed to zero: they are slow on a CPU.
-    """
+    """Use one thread, hide GPUs from CPU trials (Ray does not), and flush denormal numbers to zero: they are slow."""
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

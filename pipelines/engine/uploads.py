@@ -25,15 +25,14 @@ def upload_unfinished() -> None:
 def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
     """While the block runs, :func:`upload_unfinished` uploads this work.
 
-    A trial runs in a thread of its worker process, so when a signal ends the process, the block is not left,
-    and the work is still registered.
+    A trial runs in a thread of its worker: a signal that ends the process does not leave the block.
     """
-    _in_progress.update({unfinished} if unfinished is not None else ())
+    work = set() if unfinished is None else {unfinished}
+    _in_progress.update(work)
     try:
         yield
     finally:
-        if unfinished is not None:
-            _in_progress.discard(unfinished)
+        _in_progress.difference_update(work)
 
 
 def uploading(progress: Progress, unfinished: UnfinishedWork) -> Progress:

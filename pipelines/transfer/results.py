@@ -26,11 +26,7 @@ from tracking.upkeep.health import check_place
 
 
 class Imported(NamedTuple):
-    """One imported entry.
-
-    ``new`` is False if the ledger had it already, with its student if there is one, or if it could not be imported
-    (``lacking``).
-    """
+    """An entry of an import; ``new``: the ledger has gained it, its files, or the student of an evaluation."""
 
     kind: str
     key: str

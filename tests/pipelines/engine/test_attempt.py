@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
-from pipelines.engine.job import Job, TrialEnd, work_folder
+from pipelines.engine.job import JOBS, Job, TrialEnd, work_folder
 from pipelines.settings import trial_log_path
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
 from rd3.locks import is_locked
@@ -311,7 +311,7 @@ def test_finished_neighbours_that_the_ledger_has_are_swept(bench: Bench):
 
 def test_a_job_travels_as_json(bench: Bench):
     job = replace(bench.job, gpu=True, facts={"method": "random", "ipc": 1})
-    assert Job.from_plain(json.loads(json.dumps(job.to_plain()))) == job
+    assert JOBS.validate_python(json.loads(json.dumps(JOBS.dump_python([job], mode="json")))) == [job]
 
 
 def test_a_device_error_makes_the_process_unfit_and_leaves_the_recipe_open(bench: Bench):

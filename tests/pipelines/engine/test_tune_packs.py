@@ -15,7 +15,7 @@ from pipelines.engine.attempt import Unfit
 from pipelines.engine.driver import DEATHS, Driver
 from pipelines.engine.eta import Eta
 from pipelines.engine.interrupts import Interrupts
-from pipelines.engine.job import Job, TrialEnd
+from pipelines.engine.job import JOBS, TrialEnd
 from pipelines.engine.progress import LineView
 from pipelines.engine.workers import ThisProcess
 from pipelines.grid.queue import Demand, RecipeQueue
@@ -162,14 +162,14 @@ def test_what_read_cached_logits_is_not_learnt_from_and_the_last_evaluation_disc
     for path in files:
         path.touch()
     jobs = json.loads(play.driver.next_config("trial0")["jobs"])
-    assert [Job.from_plain(job).cached_logits for job in jobs] == [LogitsCache(1000, True)] * 8
+    assert [job.cached_logits for job in JOBS.validate_python(jobs)] == [LogitsCache(1000, True)] * 8
     for number, job in enumerate(jobs):
         said = play.say("trial0", number, done(job["key"], pack=8))
     play.driver.on_end("trial0", said)
     play.driver.discard_logits(tmp_path)
     assert all(path.exists() for path in files)
     jobs = json.loads(play.driver.next_config("trial1")["jobs"])
-    assert [Job.from_plain(job).cached_logits for job in jobs] == [LogitsCache(1000, False)] * 2
+    assert [job.cached_logits for job in JOBS.validate_python(jobs)] == [LogitsCache(1000, False)] * 2
     for number, job in enumerate(jobs):
         said = play.say(
             "trial1", number, TrialEnd("done", entry={"key": job["key"], "made": {"cached_logits": "read"}})
