@@ -53,10 +53,6 @@ class Item(NamedTuple):
     group: str
     """Name under which a refusal counts its size."""
 
-    @property
-    def size(self) -> int:
-        return self.source.stat().st_size
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
@@ -250,7 +246,7 @@ def _check_size(items: Sequence[Item], documents: int, kit: Path, limit: float) 
     """
     sizes = _repository(kit)
     for item in items:
-        sizes[item.group] = sizes.get(item.group, 0) + item.size
+        sizes[item.group] = sizes.get(item.group, 0) + item.source.stat().st_size
     total = sum(sizes.values()) + documents
     if total > limit * 1e6:
         largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:NAMED]

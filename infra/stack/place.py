@@ -105,10 +105,5 @@ class Place:
     @property
     def outside(self) -> dict[str, str]:
         """What a driver sets to use the stack."""
-        return (
-            self.login
-            | self.s3
-            | {"RD3_ARTIFACTS": f"s3://{BUCKET}/rd3", "RAY_ADDRESS": self.ray_address}
-            | self.ray_token
-            | {"RAY_API_SERVER_ADDRESS": self.dashboard_uri}
-        )
+        addresses = {"RAY_ADDRESS": self.ray_address, "RAY_API_SERVER_ADDRESS": self.dashboard_uri}
+        return self.login | self.s3 | {"RD3_ARTIFACTS": f"s3://{BUCKET}/rd3"} | addresses | self.ray_token

@@ -20,16 +20,16 @@ class _Stat(NamedTuple):
     parent: int
     session: int
     started: int
-    zombie: bool
 
 
 def _stat(pid: int) -> _Stat | None:
+    """What the kernel says of a process; None if it has ended, also if it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     # Fields after the name: 0 state, 1 parent, 3 session, 19 start in clock ticks since the machine started (proc(5)).
-    return _Stat(int(fields[1]), int(fields[3]), int(fields[19]), fields[0] == "Z")
+    return None if fields[0] == "Z" else _Stat(int(fields[1]), int(fields[3]), int(fields[19]))
 
 
 def _boot() -> str:
@@ -38,8 +38,8 @@ def _boot() -> str:
 
 
 def _all() -> dict[int, _Stat]:
-    found = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    return {pid: stat for pid, stat in found.items() if stat is not None and not stat.zombie}
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
 
 
 class Processes:
@@ -115,4 +115,4 @@ class Processes:
 
     def _left_of(self, pids: Set[int]) -> set[int]:
         """Those that still run, and what belongs to the part by now."""
-        return {pid for pid in pids if (stat := _stat(pid)) is not None and not stat.zombie} | self.members()
+        return {pid for pid in pids if _stat(pid) is not None} | self.members()

@@ -47,7 +47,9 @@ def start(parts: list[Part]) -> None:
         while not _launched(part):
             launches += 1
             if launches == part.launches:
-                raise StackError(_last_words(part))
+                last = part.log.read_text(errors="replace").splitlines()[-15:]
+                said = [f"{part.name} did not come up; the last lines of {part.log}:", *last]
+                raise StackError("\n".join(said))
             part.processes.end(part.stop_with)
         part.ready()
         print(f"{part.name:<11} {part.address}  ({time.monotonic() - begun:.1f} s)", flush=True)
@@ -71,11 +73,6 @@ def _restart_worker(head: RayHead, parts: list[Part]) -> None:
         worker.processes.kill()
         if not any(isinstance(part, RayWorker) for part in parts):
             parts.append(worker)
-
-
-def _last_words(part: Part) -> str:
-    lines = part.log.read_text(errors="replace").splitlines()[-15:]
-    return "\n".join([f"{part.name} did not come up; the last lines of {part.log}:", *lines])
 
 
 def stop(parts: list[Part]) -> None:

@@ -88,10 +88,9 @@ def _problem(node: str, place: Place, markers: list[Path], datasets: list[str]) 
 
 def is_visible(path: Path) -> bool:
     """Whether this process sees a path; False as well if it must not enter a folder above it."""
-    try:
+    with contextlib.suppress(OSError):
         return path.exists()
-    except OSError:
-        return False
+    return False
 
 
 @contextlib.contextmanager

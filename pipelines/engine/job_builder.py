@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.job import Job
 from pipelines.engine.shards import Share
 from pipelines.grid.queue import Demand, Queued, RecipeQueue
-from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.recipe import EvaluationRecipe
 from rd3.values import canonical
 from tracking.runs.fields import parent_facts
 
@@ -37,14 +37,15 @@ class JobBuilder:
         key, larger_sets, grid = queued.key, self.expansion.larger_sets, self.expansion.grid
         recipe = queued.of if isinstance(queued, Share) else self.expansion.recipes[key]
         larger = larger_sets.get(recipe.key)
-        parents = [*recipe.parents(), *([("set", larger)] if larger else [])]
+        entries = self.books.entries([*recipe.parents(), *([("set", larger)] if larger else [])])
         keeps = isinstance(recipe, EvaluationRecipe) and self.expansion.keeps_students
         recorded = self.books.recorded(recipe.key) if keeps else None
         return Job(
             kind=recipe.kind,
             key=recipe.key,
             recipe=canonical(recipe.model_dump(mode="json")),
-            facts=self._facts(recipe),
+            # Parameters to filter runs by: of the parents, and the grid's names.
+            facts=parent_facts(recipe, lambda _kind, key: entries.get(key)) | self.expansion.facts(recipe.key),
             place=self.books.session,
             experiment_id=self.runs.experiment_id,
             parent_run_id=self.runs.grid_run_id,
@@ -55,15 +56,10 @@ class JobBuilder:
             blocks=queued.blocks if isinstance(queued, Share) else None,
             # What a set waits for is a larger set that begins with it, or else its own shares.
             blocks_uploaded=bool(self.queue.after.get(key)) and key not in larger_sets,
-            given=[entry.model_dump(mode="json") for entry in self.books.entries(parents).values()],
+            given=[entry.model_dump(mode="json") for entry in entries.values()],
             keep_student=keeps,
             recorded=recorded.model_dump(mode="json") if recorded is not None else None,
             keep_unfinished=self.keep_unfinished,
             ignore_earlier=recipe.key in self.books.removed,
             finished=self.books.finished[-_FINISHED:],
         )
-
-    def _facts(self, recipe: Recipe) -> dict[str, Any]:
-        """Parameters to filter runs by: the grid's names, and facts of the parents."""
-        parents = self.books.entries(recipe.parents())
-        return parent_facts(recipe, lambda _kind, key: parents.get(key)) | self.expansion.facts(recipe.key)

@@ -27,7 +27,7 @@ def registered_for_upload(unfinished: UnfinishedWork | None) -> Iterator[None]:
 
     A trial runs in a thread of its worker: a signal that ends the process does not leave the block.
     """
-    work = set() if unfinished is None else {unfinished}
+    work: set[UnfinishedWork] = set() if unfinished is None else {unfinished}
     _in_progress.update(work)
     try:
         yield

@@ -262,7 +262,6 @@ def _other_student(entry: Entry, recipe: Recipe, source: ReadableStore, target: 
 
 def _files(source: ReadableStore, kind: str, key: Key) -> Path | None:
     """The verified files of an entry; None if they are not available."""
-    try:
+    with contextlib.suppress(FilesNotExported):
         return source.fetch(kind, key)
-    except FilesNotExported:
-        return None
+    return None
