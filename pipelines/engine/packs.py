@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection
 
 from pipelines.grid.queue import Queued, RecipeQueue
-from rd3.evaluation.packing import SIZE, Packing
+from rd3.evaluation.packing import PACK_SIZE, Packing
 from rd3.recipe import EvaluationRecipe, Key, Recipe
 
 
@@ -25,13 +25,13 @@ class Packs:
 
         ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
         that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at
-        most that part of ``SIZE``, so that packs never put more than ``SIZE`` students on a GPU.  Where several trials
+        most that part of ``PACK_SIZE``, so that packs never put more than ``PACK_SIZE`` students on a GPU.  Where several trials
         run in parallel, the planned time of its members together is at most :meth:`RecipeQueue.long_s`, so that a long
         pack is not left over at the end.
         """
         if first.key in alone or not isinstance(first, Recipe):  # shares of sets are queued, too
             return []
-        most = math.floor(SIZE * min(1.0, self._queue.demand(first.key).gpus or 1.0))
+        most = math.floor(PACK_SIZE * min(1.0, self._queue.demand(first.key).gpus or 1.0))
         room = min(most, math.ceil((len(self._queue.ready) + 1) / at_a_time)) - 1
         others = self._packing.companions(first, lambda key: key in self._queue.ready and key not in alone, room)
         if at_a_time == 1:

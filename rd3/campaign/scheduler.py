@@ -19,8 +19,7 @@ from rd3.campaign.view import View
 from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.duration import duration
 from rd3.errors import BadValue
-from rd3.evaluation.packing import SIZE as PACK_SIZE
-from rd3.evaluation.packing import Packing
+from rd3.evaluation.packing import PACK_SIZE, Packing
 from rd3.evaluation.sharing import LogitsCache, Sharing
 from rd3.recipe import Key, Recipe, to_json
 

@@ -10,7 +10,7 @@ from rd3.protocol import Precision
 from rd3.recipe import EvaluationRecipe, Key, Recipe
 from rd3.values import Frozen, digest
 
-SIZE = 8
+PACK_SIZE = 8
 """Maximum number of evaluations in a pack."""
 
 

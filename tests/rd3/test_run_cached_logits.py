@@ -10,12 +10,12 @@ from rd3 import run
 from rd3.campaign import command, runner
 from rd3.datasets import Roots, open_dataset
 from rd3.evaluation.logits_folder import SUFFIX
-from rd3.evaluation.packing import SIZE
+from rd3.evaluation.packing import PACK_SIZE
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, TeacherTraining, to_json
 from rd3.store import FolderStore
 
-COUNT = SIZE + 2
+COUNT = PACK_SIZE + 2
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ def test_a_later_pack_reads_what_the_first_has_written_and_nothing_is_left(
     monkeypatch.setattr(command.Scheduler, "handle", watch)
     monkeypatch.setattr(command.Estimates, "learn", lambda _estimates, key, _spent: learnt.append(key))
     assert ran(folder, "recipes", store, "--cache-logits", "1MB", out=tmp_path.name) == 0
-    assert seen == [(1, False)] * SIZE + [(0, True)] * 2
+    assert seen == [(1, False)] * PACK_SIZE + [(0, True)] * 2
     assert sum(passes) == 2 + 2 * 10, "two images to check the number of classes, then every view once"
     assert learnt == []
     mine, plain = evaluations(store), evaluations(folder / "parents-only")
     assert {key: one[:2] for key, one in mine.items()} == {key: one[:2] for key, one in plain.items()}
-    assert sorted(one[2].get("cached_logits", "") for one in mine.values()) == [""] * SIZE + ["read"] * 2
+    assert sorted(one[2].get("cached_logits", "") for one in mine.values()) == [""] * PACK_SIZE + ["read"] * 2
     assert not list((folder / "home").rglob(f"*{SUFFIX}")) and not list(store.rglob("*logits*"))
     assert not any("cached_logits" in one[2] for one in plain.values())
 
@@ -135,7 +135,7 @@ def test_an_interrupted_run_leaves_logits_for_the_evaluations_that_it_resumes_wi
     assert len(list((folder / "home").rglob(f"*{SUFFIX}"))) == 1
     before = len(passes)
     assert ran(folder, "recipes", store, *options, out=tmp_path.name) == 0
-    assert calls == [SIZE, 2, 2] and len(passes) == before, "no teacher was asked"
+    assert calls == [PACK_SIZE, 2, 2] and len(passes) == before, "no teacher was asked"
     assert not list((folder / "home").rglob(f"*{SUFFIX}"))
 
 
