@@ -25,9 +25,9 @@ class Packs:
 
         ``alone``: recipes that are never packed.  A pack has at most ceil(ready recipes / parallel trials) members, so
         that no device is idle while recipes wait inside a busy process.  Where a trial takes a part of a GPU, it has at
-        most that part of ``PACK_SIZE``, so that packs never put more than ``PACK_SIZE`` students on a GPU.  Where several trials
-        run in parallel, the planned time of its members together is at most :meth:`RecipeQueue.long_s`, so that a long
-        pack is not left over at the end.
+        most that part of ``PACK_SIZE``, so that there are never more students on a GPU.  Where several trials run in
+        parallel, its members take at most :meth:`RecipeQueue.long_s` together, as planned, so that a long pack is not
+        left over at the end.
         """
         if first.key in alone or not isinstance(first, Recipe):  # shares of sets are queued, too
             return []
