@@ -154,6 +154,6 @@ def _step_of(batch: Any, students: Sequence[StudentTraining]) -> None:
         student.step(own)
     for student in students:
         student.join()
-    if batch.last:
+    if batch.batch.last:
         for student in students:
             student.end_epoch()

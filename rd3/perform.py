@@ -143,9 +143,11 @@ class Context:
             for folder, entry, recipe in self._stored(TeacherRecipe, keys):
                 setting = digest([entry.files, self.dataset.fingerprint, torch.__version__, self.device])
                 verified = self.roots.home / "verified" / f"{entry.key[:16]}-{setting[:16]}"
-                how: dict[str, Any] = {"verify": not verified.exists(), "formerly": entry.formerly}
-                loaded.append(teacher.load(folder, recipe, self.dataset, device=self.device, **how))
-                if how["verify"]:
+                verify = not verified.exists()
+                # Files of an older format of recipes state the former key.
+                how: dict[str, Any] = {"device": self.device, "verify": verify, "formerly": entry.formerly}
+                loaded.append(teacher.load(folder, recipe, self.dataset, **how))
+                if verify:
                     write_atomically(verified, now())
             self.loaded[keys] = loaded
         return self.loaded[keys]
@@ -301,26 +303,26 @@ def _generate_set(recipe: SetRecipe, context: Context) -> Output:
 def _measure(recipe: RobustnessRecipe, context: Context) -> Output:
     from rd3.robustness.measure import measure
 
-    entry = existing(context.store, "evaluation", recipe.evaluation)
     return measure(
-        recipe,
-        recipe_of_kind(entry.recipe, EvaluationRecipe),
-        entry,
-        context.store,
-        context.dataset,
-        context.out,
-        device=context.device,
-        progress=context.progress,
+        recipe, context.store, context.dataset, context.out, device=context.device, progress=context.progress
     ), None
 
 
 def _evaluate(_recipe: EvaluationRecipe, context: Context) -> Output:
+    [trained] = _train_together([context])
+    return _written(*trained)
+
+
+def _train_together(contexts: Sequence[Context]) -> list[tuple[EvalResult | Exception, Path]]:
+    """Train the students of evaluations; the result of each, or what ended it, and the folder for its files."""
     from rd3.evaluation.posteval import train_pack
 
-    out, evaluation = context.out, _evaluation(context)  # a folder that cannot be made is found before the training
-    [outcome] = train_pack([evaluation], context.dataset, device=context.device)
-    _discard_unwanted(evaluation)
-    return _written(outcome, out)
+    outs = [context.out for context in contexts]  # a folder that cannot be made is found before the training
+    evaluations = [_evaluation(context) for context in contexts]
+    outcomes = train_pack(evaluations, contexts[0].dataset, device=contexts[0].device)
+    for evaluation in evaluations:
+        _discard_unwanted(evaluation)
+    return list(zip(outcomes, outs, strict=True))
 
 
 def _evaluation(context: Context) -> Evaluation:
@@ -430,19 +432,11 @@ def perform_pack(
     returned in place of its entry.  Entries record the size of the pack.  Raises errors that affect all, such as out of
     memory on the device.
     """
-    from rd3.evaluation.posteval import train_pack
-
     dataset = _open_data(pack[0].recipe, roots)
     shared: dict[str, Any] = {"loaded": {}, "opened": {}}
     contexts = [Context(part, store, roots, dataset, device, **shared) for part in pack]
-    outs, evaluations = [context.out for context in contexts], [_evaluation(context) for context in contexts]
-    outcomes = train_pack(evaluations, dataset, device=device)
-    for evaluation in evaluations:
-        _discard_unwanted(evaluation)
-    return [
-        _entry_or_error(context, outcome, out, pack=len(pack))
-        for context, out, outcome in zip(contexts, outs, outcomes, strict=True)
-    ]
+    trained = zip(contexts, _train_together(contexts), strict=True)
+    return [_entry_or_error(context, *outcome, pack=len(pack)) for context, outcome in trained]
 
 
 def _entry_or_error(context: Context, outcome: EvalResult | Exception, out: Path, pack: int) -> Entry | Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rd3.errors import BadValue, UnknownName
 from rd3.values import Frozen
@@ -80,13 +80,12 @@ class Condition(Frozen):
             raise ValueError("states no condition; values for every student belong in `all`")
         return self
 
-    @model_serializer
-    def _plain(self) -> dict[str, Any]:
-        return {name: _plain(value) for name, value in self._stated().items()}
+    @model_serializer(mode="wrap")
+    def _plain(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in plain(self).items() if value is not None}
 
     def _stated(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in self if value is not None}
 
     @property
     def facts(self) -> frozenset[str]:
@@ -98,12 +97,6 @@ class Condition(Frozen):
         if self.same_network is not None and self.same_network != case.same_network:
             return False
         return all(_known(case, _FACTS[name]) in wanted for name, wanted in self._stated().items() if name in _FACTS)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Numbers):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _known(case: Case, fact: str) -> Any:

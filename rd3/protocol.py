@@ -26,7 +26,7 @@ from rd3.augmentations import AUGMENTATIONS
 from rd3.component import Component, value_by_name
 from rd3.errors import BadValue, DataCorrupt, UnknownName, Unsupported
 from rd3.foreign_files import read_text
-from rd3.losses import LOSSES
+from rd3.losses import LOSSES, Loss
 from rd3.preset_rules import Case, Condition, Rule
 from rd3.registry import did_you_mean
 from rd3.upgrade import RENAMED
@@ -130,7 +130,8 @@ class EvalProtocol(Frozen):
     def require_labels_of(self, soft_label_kind: str | None) -> None:
         """Raise :class:`BadValue` if the labels are a set's own, but the set has none (``soft_label_kind`` None)."""
         if self.own_labels and soft_label_kind is None:
-            raise BadValue(WITHOUT_OWN, "use soft_labels 'once' with a teacher, or import the set with its soft labels")
+            message = "The protocol has soft_labels 'own', but the set has no soft labels of its own."
+            raise BadValue(message, "use soft_labels 'once' with a teacher, or import the set with its soft labels")
 
     def require_fit(self, dataset: str, resolution: int, classes: int) -> None:
         """Raise :class:`BadValue` if a value does not fit the resolution of a dataset or its number of classes."""
@@ -147,12 +148,6 @@ class EvalProtocol(Frozen):
         """The plain value of a field or setting by its name; None if this protocol has no such setting."""
         return value_by_name(self.model_dump(mode="json"), name)
 
-    def _without_effect(self) -> list[str]:
-        """Fields of the schedule that it does not read."""
-        names = () if self.schedule == "multistep" else _OF_SCHEDULE
-        found = [f"{name} needs schedule 'multistep'" for name in names if getattr(self, name) != _default(name)]
-        return found + (["warmup_start needs warmup_epochs"] if self.warmup_start and not self.warmup_epochs else [])
-
     def contradictions(self) -> list[str]:
         """Contradictions between fields, as sentences without a full stop.
 
@@ -166,8 +161,12 @@ class EvalProtocol(Frozen):
             found.append(f"hybrid 'softmax' needs a temperature, which loss {self.loss.name!r} does not have")
         if list(self.drop_at) != sorted({share for share in self.drop_at if 0 < share < 1}):
             found.append(f"drop_at {list(self.drop_at)} are not increasing shares between 0 and 1")
-        found += self._without_effect()
-        found += _label_contradictions(self, loss.of_teacher if self.soft_labels != "online" else "logits")
+        found += [
+            f"{name} needs {_NEEDED[name]}"
+            for name in _unread_by_schedule(dict(self))
+            if getattr(self, name) != _default(name)
+        ]
+        found += _label_contradictions(self, needs_logits=loss.of_teacher == "logits")
         late = [epoch for epoch in self.test_epochs if not 1 <= epoch <= self.epochs]
         found += [f"test_epochs {late} are outside 1..{self.epochs}"] if late else []
         names = [step.name for step in self.augmentation]
@@ -180,41 +179,39 @@ class EvalProtocol(Frozen):
         return found
 
 
-WITHOUT_OWN = "The protocol has soft_labels 'own', but the set has no soft labels of its own."
-
-_OF_SCHEDULE = ("drop_at", "drop_factor")
-"""Fields that only the schedule ``multistep`` reads."""
-
-
-def _label_contradictions(protocol: EvalProtocol, of_teacher: str) -> list[str]:
-    """Contradictions between the fields of soft labels; ``of_teacher``: what the loss uses of teachers' outputs."""
-    mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
-    regime, loss = protocol.soft_labels, f"which loss {protocol.loss.name!r} does not learn from alone"
-    changed = {name for name in _STORAGE if getattr(protocol, name) != EvalProtocol.model_fields[name].default}
-    pruned = protocol.label_epochs is not None
-    wrong = {
-        f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
-        f"{' and '.join(sorted(changed))} {'need' if len(changed) > 1 else 'needs'} soft_labels 'once' or 'stored'": (
-            regime in ("online", "own") and changed
-        ),
-        "label_epochs needs soft_labels 'stored'": regime == "once" and pruned,
-        "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
-        f"label_epochs is not below the {protocol.epochs} epochs of training": pruned
-        and (protocol.label_epochs or 0) >= protocol.epochs,
-        "soft_labels 'once' has no batches for teacher_mode 'batch'": regime == "once"
-        and protocol.teacher_mode == "batch",
-        f"soft_labels {regime!r} labels mixed images by mixed probabilities, {loss}": regime in ("once", "own")
-        and mixes
-        and of_teacher != "softmax",
-        f"label_top_k keeps probabilities at one temperature, {loss}": regime != "online"
-        and protocol.label_top_k is not None
-        and of_teacher != "softmax",
-    }
-    return [sentence for sentence, holds in wrong.items() if holds]
-
-
 _STORAGE = ("label_dtype", "label_top_k", "label_epochs")
 """Fields that describe stored labels."""
+_MULTISTEP, _WARMUP = "schedule 'multistep'", "warmup_epochs"
+_NEEDED = {"drop_at": _MULTISTEP, "drop_factor": _MULTISTEP, "warmup_start": _WARMUP}
+"""Fields of the learning rate to what they have no effect without."""
+
+
+def _label_contradictions(protocol: EvalProtocol, needs_logits: bool) -> list[str]:
+    """Contradictions between the fields of soft labels.
+
+    ``needs_logits``: the loss uses the teachers' logits, not only their softmax at its temperature.
+    """
+    mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
+    regime, loss = protocol.soft_labels, f"which loss {protocol.loss.name!r} does not learn from alone"
+    once, per_image, pruned = regime == "once", regime in ("once", "own"), protocol.label_epochs is not None
+    changed = sorted(name for name in _STORAGE if getattr(protocol, name) != _default(name))
+    need = "need" if len(changed) > 1 else "needs"
+    shortened = regime != "online" and protocol.label_top_k is not None
+    wrong = {
+        f"soft_labels {regime!r} needs soft labels": regime != "online" and protocol.labels == "hard",
+        f"{' and '.join(changed)} {need} soft_labels 'once' or 'stored'": changed and regime in ("online", "own"),
+        "label_epochs needs soft_labels 'stored'": once and pruned,
+        "label_reuse needs label_epochs": protocol.label_reuse != "batches" and not pruned,
+        f"label_epochs is not below the {protocol.epochs} epochs of training": (
+            protocol.label_epochs is not None and protocol.label_epochs >= protocol.epochs
+        ),
+        "soft_labels 'once' has no batches for teacher_mode 'batch'": once and protocol.teacher_mode == "batch",
+        f"soft_labels {regime!r} labels mixed images by mixed probabilities, {loss}": (
+            per_image and mixes and needs_logits
+        ),
+        f"label_top_k keeps probabilities at one temperature, {loss}": shortened and needs_logits,
+    }
+    return [sentence for sentence, holds in wrong.items() if holds]
 
 
 def _default(name: str) -> Any:
@@ -380,17 +377,16 @@ def preset(name: str) -> Preset:
     return _known(name, presets())
 
 
-PresetOf = Callable[[str], Preset]
-"""Name to preset; raises :class:`UnknownName`."""
-
-
 def user_presets(folder: Path) -> dict[str, Preset]:
     """A user's own presets by name: ``<name>.yaml`` in ``folder``; hidden files, as editors write, are none."""
     return {path.stem: read_preset(path) for path in sorted(folder.glob("[!.]*.yaml"))}
 
 
-def preset_reader(folder: Path) -> PresetOf:
-    """A function that finds shipped presets and those in ``folder`` by name; shipped names take precedence."""
+def preset_reader(folder: Path) -> Callable[[str], Preset]:
+    """A function that finds shipped presets and those in ``folder`` by name; shipped names take precedence.
+
+    It raises :class:`UnknownName` for other names.
+    """
     return lambda name: presets()[name] if name in presets() else _known(name, {**user_presets(folder), **presets()})
 
 
@@ -507,7 +503,7 @@ def implied_by(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What hard labels among ``changes`` imply: the loss ``ce``, and the fields of soft labels at their defaults."""
     if changes.get("labels") != "hard":
         return {}
-    return {name: _default(name) for name in ("soft_labels", "label_reuse", *_STORAGE)} | {"loss": "ce"}
+    return {name: _default(name) for name in _without_stored_labels(changes)} | {"loss": "ce"}
 
 
 def unsupported_loss(values: Mapping[str, Any]) -> str:
@@ -528,17 +524,17 @@ def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, 
     given = {name: value for name in names if (value := chosen.field(name, case)) is not None}
     unused = (*_without_stored_labels({**given, **values}), *_unread_by_schedule({**given, **values}))
     found = {name: value for name, value in values.items() if name not in unused}
-    if found.get("labels") == "hard" and not _takes_hard_labels(found.get("loss")):
+    if found.get("labels") == "hard" and _registered_loss(found.get("loss") or "kl").labels != "hard":
         found["loss"] = "ce"
     fields = {name: value for name, value in found.items() if name in _NOT_OF_LOSS}
-    loss = fields.get("loss") or chosen.field("loss", case) or "kl"
-    known = LOSSES.get(Component.model_validate(loss).name).Settings.model_fields
+    known = _registered_loss(fields.get("loss") or chosen.field("loss", case) or "kl").Settings.model_fields
     return {name: value for name, value in found.items() if name in fields or "." in name or name in known}
 
 
 def _unread_by_schedule(values: Mapping[str, Any]) -> tuple[str, ...]:
-    drops = () if values.get("schedule") == "multistep" else _OF_SCHEDULE
-    return drops if values.get("warmup_epochs") else (*drops, "warmup_start")
+    """Fields of the learning rate that have no effect beside ``values``."""
+    there = {_MULTISTEP: values.get("schedule") == "multistep", _WARMUP: bool(values.get("warmup_epochs"))}
+    return tuple(name for name, needed in _NEEDED.items() if not there[needed])
 
 
 def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -551,8 +547,9 @@ def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
     return () if pruned else ("label_reuse", "label_epochs")
 
 
-def _takes_hard_labels(loss: Any) -> bool:
-    return loss is not None and LOSSES.get(Component.model_validate(loss).name).labels == "hard"
+def _registered_loss(value: Any) -> Loss:
+    """The loss that the value of the field ``loss`` names."""
+    return LOSSES.get(Component.model_validate(value).name)
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -661,7 +658,7 @@ def mistakes_in(name: str, value: Any) -> list[str]:
     if name in EvalProtocol.model_fields:
         found = mistakes_in_field(EvalProtocol, _any_values(), name, value)
         if not found and name == "loss":
-            LOSSES.get(Component.model_validate(value).name)
+            _registered_loss(value)
         if not found and name == "augmentation":
             for step in value:
                 AUGMENTATIONS.get(Component.model_validate(step).name)

@@ -14,7 +14,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,7 +41,6 @@ from rd3.upgrade import FORMAT
 
 INTERRUPTED = 130
 PLAN = "write recipes with `rd3 plan GRID --recipes DIR`"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,12 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--home", type=Path, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
     )
+    processes, threads = partial(_count, of="processes"), partial(_count, of="threads from 1", least=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
     parser.add_argument(
-        "--workers", type=_count, default=1, help="number of processes; 0 or 1: this process only (default)"
+        "--workers", type=processes, default=1, help="number of processes; 0 or 1: this process only (default)"
     )
     parser.add_argument("--minutes", type=_minutes, help="time limit; recipes that would exceed it are not started")
-    parser.add_argument("--threads", type=_threads, default=1, help="CPU threads of each worker (default 1)")
+    parser.add_argument("--threads", type=threads, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--keep-students", action="store_true", help="keep the weights of every evaluation's student")
     parser.add_argument(
         "--cache-logits",
@@ -96,15 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads from 1")
+def _count(text: str, of: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {of}")
     return int(text)
 
 
@@ -166,12 +161,12 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
         view.line("already in the store" if len(recipes) > 1 else f"{named(recipes[0])}: already in the store")
         return 0
     _check_data([queue.recipes[key] for key in queue.named(("waiting",))], runner.roots)
-    interrupts = _Interrupts(scheduler, raises=workers == 1)
-    with interrupts:
+    with _stopping_on_signals(scheduler, raises=workers == 1):
         try:
-            run_in_process(scheduler, runner) if workers == 1 else run_in_workers(
-                WorkerPool(workers, runner), scheduler
-            )
+            if workers == 1:
+                run_in_process(scheduler, runner)
+            else:
+                run_in_workers(WorkerPool(workers, runner), scheduler)
         except KeyboardInterrupt:
             scheduler.abandon_running()
     _discard_logits(scheduler, runner)
@@ -225,13 +220,9 @@ def prepared(
 
     queue = Queue(recipes, there, earlier)
 
-    def parent(kind: str, key: Key) -> Recipe | None:
-        entry = store.find(kind, key)
-        return read_recipe(entry.recipe) if entry is not None else None
-
     kind = "cpu" if chosen.device == "cpu" else "cuda"
     rates = shipped_rates(kind, hardware(kind).bf16)
-    estimates = Estimates(queue.recipes, parent, lambda name: dataset_info(name, roots), rates)
+    estimates = Estimates(queue.recipes, store.find, lambda name: dataset_info(name, roots), rates)
     runner = Runner(
         store=store.root,
         roots=roots,
@@ -242,15 +233,13 @@ def prepared(
         larger=larger,
         kept=_kept(recipes, recipes, chosen.keep_students),
     )
-    seconds = 60 * chosen.minutes if chosen.minutes else None
-    side_by_side = chosen.device != "cpu"
     scheduler = Scheduler(
         queue,
         estimates,
         view,
-        seconds,
+        seconds=60 * chosen.minutes if chosen.minutes else None,
         started_at=started_at,
-        side_by_side=side_by_side,
+        side_by_side=chosen.device != "cpu",
         cache_logits_bytes=chosen.cache_logits,
     )
     return scheduler, runner
@@ -281,25 +270,23 @@ def exit_code(scheduler: Scheduler) -> int:
     return 4 if counts["unfinished"] or counts["not started"] else 0
 
 
-class _Interrupts:
+@contextlib.contextmanager
+def _stopping_on_signals(scheduler: Scheduler, raises: bool) -> Iterator[None]:
     """Inside ``with``, Ctrl-C or SIGTERM stops a campaign gracefully; a second one exits at once."""
 
-    def __init__(self, scheduler: Scheduler, raises: bool):
-        self.scheduler, self.raises = scheduler, raises
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
-
-    def __exit__(self, *_exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.scheduler.interrupted:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if scheduler.interrupted:
             os._exit(INTERRUPTED)
-        self.scheduler.interrupted = True
-        if self.raises:
+        scheduler.interrupted = True
+        if raises:
             raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at: float) -> int:

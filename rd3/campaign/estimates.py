@@ -11,7 +11,8 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import RD3Error
 from rd3.planning.cost import Rates
 from rd3.planning.forecast import FORECASTS, work
-from rd3.recipe import Key, Recipe
+from rd3.recipe import Key, Recipe, read_recipe
+from rd3.store import Entry
 
 SLACK = 4.0
 """Factor by which an estimate may be too long before any recipe of its kind has finished in this campaign."""
@@ -27,13 +28,13 @@ class Estimates:
     def __init__(
         self,
         recipes: Mapping[Key, Recipe],
-        parent: Callable[[str, Key], Recipe | None],
+        find: Callable[[str, Key], Entry | None],
         info_of: Callable[[str], DatasetInfo],
         rates: Rates,
     ):
-        """``parent(kind, key)`` finds parents that are not among the recipes."""
+        """``find(kind, key)``: entries of parents that are not among the recipes."""
         self.recipes, self.rates = recipes, rates
-        self._parent, self._info_of = parent, cache(info_of)
+        self._find, self._info_of = find, cache(info_of)
         self._planned: dict[Key, float] = {}
         self._parts: dict[Key, int] = {}
         self._learnt: dict[str, tuple[float, float]] = {}  # (planned, measured) seconds of finished recipes, by kind
@@ -51,10 +52,12 @@ class Estimates:
         kinds = {key: kind for kind, key in recipe.parents()}
 
         def parent(key: Key) -> Recipe:
-            found = self.recipes.get(key) or self._parent(kinds[key], key)
-            if found is None:
+            if key in self.recipes:
+                return self.recipes[key]
+            entry = self._find(kinds[key], key)
+            if entry is None:
                 raise LookupError(key)
-            return found
+            return read_recipe(entry.recipe)
 
         return self.rates.seconds(work(recipe, self._info_of(recipe.data.name), parent))
 

@@ -7,7 +7,6 @@ Ready recipes are returned in the given order.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -31,10 +30,7 @@ class Queue:
     """Yields recipes whose parents are done, and blocks those whose parents failed."""
 
     def __init__(
-        self,
-        recipes: Iterable[Recipe],
-        there: Callable[[str, Key], bool],
-        after: Mapping[Key, Key] | None = None,
+        self, recipes: Iterable[Recipe], there: Callable[[str, Key], bool], after: Mapping[Key, Key] | None = None
     ):
         """``there(kind, key)``: whether the store has it.  ``after``: recipes that wait until another one has ended,
         successfully or not (smaller sets that are taken from a larger one).
@@ -110,10 +106,3 @@ class Queue:
     def named(self, names: Collection[str]) -> list[Key]:
         """Keys of the recipes in these states, in order."""
         return [key for key, state in self.states.items() if state.name in names]
-
-    def counts(self) -> dict[str, Counter[str]]:
-        """Number of recipes in each state, by kind."""
-        table: dict[str, Counter[str]] = {}
-        for key, recipe in self.recipes.items():
-            table.setdefault(recipe.kind, Counter())[self.states[key].name] += 1
-        return table

@@ -43,7 +43,8 @@ class Ended(NamedTuple):
     status: str
     reason: str = ""
     spent_s: float = 0.0
-    figures: dict[str, float] = {}
+    top1_pct: float | None = None
+    """Top-1 accuracy in per cent, of recipes that have one."""
     mistake: bool = False
     """Whether the user can fix the reason."""
     broken: bool = False
@@ -156,21 +157,14 @@ class Runner:
             self._release_memory()
         spent_s, ended = time.monotonic() - started_at, []
         for part, outcome in zip(pack, outcomes, strict=True):
-            if not isinstance(outcome, Exception):
-                outcome = self._stored(store, outcome, part.out / "result")
-            if isinstance(outcome, Exception):
-                ended.append(self._failed(part.recipe, outcome))
-            else:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                _put(store, outcome, part.out / "result")
                 ended.append(_done(outcome, spent_s, pack=len(pack)))
+            except Exception as error:  # it ends no other recipe of the pack
+                ended.append(self._failed(part.recipe, error))
         return ended
-
-    def _stored(self, store: FolderStore, entry: Entry, folder: Path) -> Entry | Exception:
-        """The entry, or why it cannot be put into the store, which ends no other recipe of its pack."""
-        try:
-            _put(store, entry, folder)
-        except Exception as error:
-            return error
-        return entry
 
     def _failed(self, recipe: Recipe, error: Exception) -> Ended:
         keep_traceback(error, self.out / recipe.key)
@@ -243,11 +237,7 @@ def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -
 
 def _done(entry: Entry, spent_s: float, pack: int = 1) -> Ended:
     read = "cached_logits" in entry.made
-    return Ended(entry.key, "done", "", spent_s, _figures(entry.result), pack=pack, logits_read=read)
-
-
-def _figures(result: Mapping[str, object]) -> dict[str, float]:
-    return {name: value for name, value in result.items() if isinstance(value, int | float)}
+    return Ended(entry.key, "done", "", spent_s, entry.result.get("top1_pct"), pack=pack, logits_read=read)
 
 
 def configure_torch(threads: int) -> None:

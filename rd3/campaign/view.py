@@ -18,7 +18,7 @@ SILENCE_S = 30.0
 REDRAW_S = 0.5
 WIDTH = 118
 COLUMNS = ("there", "done", "failed", "blocked", "unfinished", "not started")
-_COLUMN_OF = {name: name for name in COLUMNS} | {"waiting": "not started", "again": "not started"}
+_COLUMN_OF = {name: name for name in (*COLUMNS, "running")} | {"waiting": "not started", "again": "not started"}
 
 
 def named(recipe: Recipe) -> str:
@@ -60,8 +60,7 @@ class View:
 
     def ended(self, recipe: Recipe, event: Ended, status: str) -> None:
         if event.status == "done":
-            points = event.figures.get("top1_pct")
-            top1 = f", top-1 {points:.2f} %" if points is not None else ""
+            top1 = f", top-1 {event.top1_pct:.2f} %" if event.top1_pct is not None else ""
             what = f"done in {duration(event.spent_s)}{top1}"
         elif event.status == "unfinished":
             what = "unfinished; run the same command again to resume"
@@ -81,19 +80,15 @@ class View:
         """Print a table with one row per kind, if there are several recipes, and the reasons of blocked recipes."""
         if len(queue.recipes) > 1:
             self.line(f"{'':<12}" + "".join(f"{name:>13}" for name in COLUMNS))
-        for kind, states in queue.counts().items() if len(queue.recipes) > 1 else ():
-            row = dict.fromkeys(COLUMNS, 0)
-            for name, count in states.items():
-                row[_COLUMN_OF.get(name, "failed")] += count
-            self.line(f"{kind:<12}" + "".join(f"{row[name]:>13}" for name in COLUMNS))
+            for kind in dict.fromkeys(recipe.kind for recipe in queue.recipes.values()):
+                counts = column_counts(queue, kind)
+                self.line(f"{kind:<12}" + "".join(f"{counts[name]:>13}" for name in COLUMNS))
         reasons = Counter(queue.states[key].reason for key in queue.named(("blocked",)))
         for reason, count in reasons.items():
             self.line(f"blocked ({count}): {reason}")
 
 
-def column_counts(queue: Queue) -> dict[str, int]:
-    """Number of recipes in each column of the table."""
-    found = dict.fromkeys((*COLUMNS, "running"), 0)
-    for state in queue.states.values():
-        found[state.name if state.name == "running" else _COLUMN_OF.get(state.name, "failed")] += 1
-    return found
+def column_counts(queue: Queue, kind: str | None = None) -> Counter[str]:
+    """Number of recipes, of one kind or of all, in each column of the table, and of running ones."""
+    of_kind = (key for key, recipe in queue.recipes.items() if kind in (None, recipe.kind))
+    return Counter(_COLUMN_OF.get(queue.states[key].name, "failed") for key in of_kind)

@@ -8,7 +8,7 @@ from rd3.protocol import EvalProtocol
 
 _BYTES = {"fp16": 2, "fp32": 4}
 _CLASS_BYTES = 2
-"""Bytes of a stored class (int16)."""
+"""Bytes of the class of a stored logit, a 16-bit integer."""
 
 
 def image_steps(protocol: EvalProtocol, images: int) -> int:
@@ -26,35 +26,22 @@ def logits_bytes(protocol: EvalProtocol, images: int, classes: int, teachers: in
     return image_steps(protocol, images) * classes * teachers * (2 if precision == "bf16" else 4)
 
 
-def stored_labels(protocol: EvalProtocol, images: int) -> int | None:
-    """Number of soft labels that are stored; None if the teachers label in training."""
-    if protocol.labels == "hard":
-        return 0
-    if protocol.soft_labels in ("once", "own"):
-        return images
-    if protocol.soft_labels == "stored":
-        return (protocol.label_epochs or protocol.epochs) * _per_epoch(protocol, images)
-    return None
-
-
 def label_bytes(protocol: EvalProtocol, images: int, classes: int, own: int | None = None) -> int | None:
     """Bytes of all stored soft labels; 0 for hard labels, None if the teachers label in training.
 
     ``own``: bytes of the soft labels that the set comes with, which count where the student learns from them.
     Only labels count: RD3 draws crops, flips and mixes again from the student seed, which others store beside them.
     """
-    if protocol.own_labels:
-        return own
-    count = stored_labels(protocol, images)
-    return None if count is None else count * bytes_each(protocol, classes)
-
-
-def bytes_each(protocol: EvalProtocol, classes: int) -> int:
-    """Bytes of one stored soft label."""
-    of_logit = _BYTES[protocol.label_dtype]
+    if protocol.labels == "hard":
+        return 0
+    if protocol.soft_labels in ("own", "online"):
+        return own if protocol.own_labels else None
+    views = (protocol.label_epochs or protocol.epochs) * _per_epoch(protocol, images)
+    count = images if protocol.soft_labels == "once" else views
+    logit_bytes = _BYTES[protocol.label_dtype]
     if protocol.label_top_k is None:
-        return classes * of_logit
-    return protocol.label_top_k * (of_logit + _CLASS_BYTES)
+        return count * classes * logit_bytes
+    return count * protocol.label_top_k * (logit_bytes + _CLASS_BYTES)
 
 
 def reuses_batches(protocol: EvalProtocol) -> bool:

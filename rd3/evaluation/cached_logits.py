@@ -27,6 +27,7 @@ from rd3.evaluation.logits_folder import VIEWS_DIGITS, LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.hardware import processor
 from rd3.recipe import EvaluationRecipe
+from rd3.soft_labels import raw
 from rd3.values import digest
 
 MAGIC = b"RD3 logits 1\n"
@@ -85,8 +86,7 @@ class LogitsStream:
         self._chunks = math.ceil(steps(recipe.protocol, images) / chunk)
         rest = digest([cached.content, precision, chunk, bits_of(device)])
         self._name = f"{Views.of(recipe).key[:VIEWS_DIGITS]}-{rest[:VIEWS_DIGITS]}"
-        self._number = 0  # of the next chunk
-        self._rows_left = self._rows
+        self._next = 0  # number of the next chunk
         self._layout: list[_Logits] = []
         self._reader: BinaryIO | None = None
         self._writer: BinaryIO | None = None
@@ -113,7 +113,7 @@ class LogitsStream:
         if found is None:
             found = compute()
             self._write(found)
-        self._number += 1
+        self._next += 1
         return found
 
     def close(self) -> None:
@@ -130,24 +130,21 @@ class LogitsStream:
 
     def _read(self, rows: int) -> list[torch.Tensor] | None:
         assert self._reader is not None
+        size = rows * sum(each.row_bytes for each in self._layout)
         try:
-            raw = self._record(self._reader, sum(each.row_bytes for each in self._layout) * rows)
+            chunk = bytearray(self._reader.read(size))
+            if len(chunk) < size or self._reader.read(DIGEST_BYTES) != _seal(self._next, chunk):
+                raise _Damaged(f"chunk {self._next + 1} of {self._chunks} is damaged")
         except (_Damaged, OSError) as reason:
             self._discard(str(reason))
             return None
         self._cached.read = True
         found, start = [], 0
         for each in self._layout:
-            values = torch.frombuffer(raw, dtype=_TYPES[each.dtype], count=rows * each.classes, offset=start)
+            values = torch.frombuffer(chunk, dtype=_TYPES[each.dtype], count=rows * each.classes, offset=start)
             found.append(values.view(rows, each.classes).to(self._device))
             start += rows * each.row_bytes
         return found
-
-    def _record(self, reader: BinaryIO, size: int) -> bytearray:
-        raw = bytearray(reader.read(size))
-        if len(raw) < size or reader.read(DIGEST_BYTES) != _seal(self._number, raw):
-            raise _Damaged(f"chunk {self._number + 1} of {self._chunks} is damaged")
-        return raw
 
     def _read_header(self, reader: BinaryIO) -> list[_Logits]:
         magic, line = reader.readline(_HEADER_LIMIT), reader.readline(_HEADER_LIMIT)
@@ -165,7 +162,7 @@ class LogitsStream:
 
     def _write(self, logits: Sequence[torch.Tensor]) -> None:
         try:
-            if self._number == 0 and self._cached.wanted:
+            if self._next == 0 and self._cached.wanted:
                 self._begin(logits)
             if self._writer is not None:
                 self._append(self._writer, logits)
@@ -181,20 +178,16 @@ class LogitsStream:
             self._writer.write(_header(layout, self._rows))
 
     def _append(self, writer: BinaryIO, logits: Sequence[torch.Tensor]) -> None:
-        raw = b"".join(each.cpu().contiguous().view(torch.uint8).numpy().tobytes() for each in logits)
-        writer.write(raw)
-        writer.write(_seal(self._number, raw))
-        self._rows_left -= len(logits[0])
-        if not self._rows_left:
+        chunk = b"".join(map(raw, logits))
+        writer.write(chunk + _seal(self._next, chunk))
+        if self._next + 1 == self._chunks:
             self._cached.folder.complete(self._name, writer)
             self._writer = None
 
     def _discard(self, reason: str) -> None:
         """Stop reading, and delete the file."""
         self._warn(f"are computed again: {reason}")
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        self.close()
         try:
             self._cached.folder.delete(self._name)
         except OSError as error:
@@ -209,11 +202,9 @@ def _header(layout: Sequence[_Logits], rows: int) -> bytes:
     return lines + hashlib.sha256(lines).digest()
 
 
-def _seal(number: int, raw: bytes | bytearray) -> bytes:
+def _seal(number: int, chunk: bytes | bytearray) -> bytes:
     """sha256 of a chunk's number and bytes, so that chunks cannot be exchanged."""
-    state = hashlib.sha256(number.to_bytes(8, "little"))
-    state.update(raw)
-    return state.digest()
+    return hashlib.sha256(number.to_bytes(8, "little") + chunk).digest()
 
 
 def bits_of(device: torch.device) -> dict[str, Any]:

@@ -31,9 +31,10 @@ class _Part(NamedTuple):
     """The labels of one epoch, or of all images."""
 
     name: str
-    labels: StoredLabels
+    labels: dict[str, torch.Tensor]
+    """(N, ...) by the suffix of their file."""
     rows: torch.Tensor
-    """(N,) int64 indices into the set."""
+    """(N,) indices into the set."""
 
 
 def write_labels(
@@ -61,12 +62,13 @@ def write_labels(
     with write_errors(out), new_folder(out) as folder:
         for name in (LABELS, ROWS):
             (folder / name).mkdir()
-        if own is not None:
-            files = _write_own(own, folder)
-        else:
-            with repeatable_kernels():
-                parts = _parts(evaluation, device, precision)
-                files = {name: shape for part in parts for name, shape in _write(part, folder).items()}
+        files: dict[str, list[int]] = {}
+        with repeatable_kernels():
+            for part in _parts(evaluation, own, device, precision):
+                tensors = {f"{LABELS}/{part.name}.{suffix}": tensor for suffix, tensor in part.labels.items()}
+                for name, tensor in {**tensors, f"{ROWS}/{part.name}.rows": part.rows.int()}.items():
+                    (folder / name).write_bytes(value_bytes(tensor))
+                    files[name] = list(tensor.shape)
         total = sum(path.stat().st_size for path in (folder / LABELS).iterdir())
         # The number of classes; with label_top_k it is k, but then bytes do not depend on the number of classes.
         width = next(shape[1] for name, shape in files.items() if name.startswith(LABELS))
@@ -84,52 +86,39 @@ def write_labels(
     return total
 
 
-def _parts(evaluation: Evaluation, device: torch.device, precision: Precision | None) -> Iterator[_Part]:
-    """The labels of the images, or of the labelled epochs one after the other."""
+def _parts(
+    evaluation: Evaluation, own: SoftLabels | None, device: torch.device, precision: Precision | None
+) -> Iterator[_Part]:
+    """The labels of the images, which the set may come with (``own``), or of the labelled epochs one by one."""
+    if own is not None:
+        yield _Part("images", {own.kind: own.values}, torch.arange(len(own.values)))
+        return
     recipe = evaluation.recipe
     protocol = recipe.protocol
     labelled = {"epochs": protocol.label_epochs or protocol.epochs, "label_epochs": None, "label_reuse": "batches"}
     recipe = recipe.model_copy(update={"protocol": protocol.model_copy(update=labelled)})
     ran = resolve_precision(device, precision or protocol.precision)
     teachers = [frozen(teacher, protocol.teacher_mode, ran, device) for teacher in evaluation.teachers]
-    images, labels = evaluation.images.to(device), evaluation.labels.to(device)
-    source = LabelledViews(images, labels, teachers, recipe, ran)
+    images = evaluation.images.to(device)
+    source = LabelledViews(images, evaluation.labels.to(device), teachers, recipe, ran)
     if source.once is not None:
-        yield _Part("images", stored(combine_logits(source.once.logits, protocol), protocol), torch.arange(len(images)))
+        labels = stored(combine_logits(source.once.logits, protocol), protocol)
+        yield _part("images", [labels], [torch.arange(len(images))])
         return
-    kept: list[tuple[StoredLabels, torch.Tensor]] = []
-    for each in source:
-        if not reuses_batches(protocol) or len(each.batch.rows) == protocol.batch_size:
-            kept.append((stored(combine_logits(each.logits, protocol), protocol), each.batch.rows))
-        if each.last:
-            yield _joined(f"epoch_{each.batch.epoch:04d}", kept)
-            kept = []
+    kept: list[StoredLabels] = []
+    rows: list[torch.Tensor] = []
+    for batch, logits, _once in source:
+        if not reuses_batches(protocol) or len(batch.rows) == protocol.batch_size:
+            kept.append(stored(combine_logits(logits, protocol), protocol))
+            rows.append(batch.rows)
+        if batch.last:
+            yield _part(f"epoch_{batch.epoch:04d}", kept, rows)
+            kept, rows = [], []
 
 
-def _write_own(own: SoftLabels, out: Path) -> dict[str, list[int]]:
-    """Write the labels that the set comes with; shapes by file name."""
-    rows = torch.arange(len(own.values), dtype=torch.int32)
-    return _write_tensors({f"{LABELS}/images.{own.kind}": own.values, f"{ROWS}/images.rows": rows}, out)
-
-
-def _joined(name: str, kept: list[tuple[StoredLabels, torch.Tensor]]) -> _Part:
-    values = torch.cat([labels.values for labels, _rows in kept])
-    classes = [labels.classes for labels, _rows in kept if labels.classes is not None]
-    return _Part(
-        name, StoredLabels(values, torch.cat(classes) if classes else None), torch.cat([row for _, row in kept])
-    )
-
-
-def _write(part: _Part, out: Path) -> dict[str, list[int]]:
-    """Write one part; shapes by file name."""
-    tensors = {f"{LABELS}/{part.name}.logits": part.labels.values, f"{ROWS}/{part.name}.rows": part.rows.int()}
-    if part.labels.classes is not None:
-        tensors[f"{LABELS}/{part.name}.classes"] = part.labels.classes
-    return _write_tensors(tensors, out)
-
-
-def _write_tensors(tensors: dict[str, torch.Tensor], out: Path) -> dict[str, list[int]]:
-    """Write the bytes of tensors by file name; their shapes."""
-    for name, tensor in tensors.items():
-        (out / name).write_bytes(value_bytes(tensor))
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+def _part(name: str, labels: list[StoredLabels], rows: list[torch.Tensor]) -> _Part:
+    """The labels of several batches as one part."""
+    tensors = {"logits": torch.cat([each.values for each in labels])}
+    if classes := [each.classes for each in labels if each.classes is not None]:
+        tensors["classes"] = torch.cat(classes)
+    return _Part(name, tensors, torch.cat(rows))

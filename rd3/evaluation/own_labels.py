@@ -22,24 +22,23 @@ class OwnLabels(OnceLabels):
         self._own = SoftLabels(own.values.to(device), own.kind)
 
     def _computed(self, protocol: EvalProtocol) -> torch.Tensor:
-        return own_logits(self._own, LOSSES.get(protocol.loss.name).of_teacher)
+        return own_logits(self._own, LOSSES.get(protocol.loss.name).of_teacher == "softmax")
 
 
-def own_logits(own: SoftLabels, of_teacher: str) -> torch.Tensor:
+def own_logits(own: SoftLabels, softmax_only: bool) -> torch.Tensor:
     """(N, C) float32 logits of a set's own labels: logits as they are, of probabilities their logarithms.
 
     Logarithms of probabilities are logits up to a constant for each image, on which softmaxes do not depend: a loss at
     temperature 1 sees exactly the probabilities, one at temperature T sees p^(1/T), normalised.  If p is the softmax of
     a teacher at temperature 1, that is the teacher's softmax at T; if it is one at temperature S, it is that at S T.
 
-    ``of_teacher``: what the loss uses (:func:`rd3.losses.register_loss`).  Where that is the ``softmax`` alone, a
-    probability of 0 is 0 at every temperature; for losses that use ``logits``, probabilities are at least
-    :data:`FLOOR`.
+    ``softmax_only``: the loss uses only the softmax of the logits, not the logits themselves.  Then a probability of 0
+    is 0 at every temperature; else probabilities are raised to at least :data:`FLOOR`.
     """
     if own.kind == "logits":
         return own.values.float()
     probabilities = own.values.double()
-    if of_teacher != "softmax":
+    if not softmax_only:
         return probabilities.clamp(min=FLOOR).log().float()
     logs = probabilities.log()
     return torch.where(probabilities > 0, logs, logs.amax(dim=1, keepdim=True) - ABSENT).float()

@@ -93,6 +93,15 @@ def own_teacher(
     return fed
 
 
+def check_class_count(logits: torch.Tensor, dataset: Dataset) -> None:
+    """Raise :class:`BadValue` for logits (B, C) of a teacher of another dataset, with another number of classes."""
+    if logits.shape[1] != dataset.info.num_classes:
+        raise BadValue(
+            f"{NAME} has {logits.shape[1]} classes, {dataset.info.name} has {dataset.info.num_classes}.",
+            "use a teacher of this dataset",
+        )
+
+
 def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.Tensor]:
     """The tensors that identify a teacher: its state dict, and the constants if they were stated."""
     state = [value for value in teacher.state_dict().values() if isinstance(value, torch.Tensor)]
@@ -171,11 +180,7 @@ def _check_logits(network: nn.Module, pixels: torch.Tensor, dataset: Dataset) ->
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"type {type(logits).__name__}"
         expected = f"expected logits ({count}, C) for {count} images"
         raise BadValue(f"{NAME} returns {found}, {expected}.", "return its logits alone")
-    if logits.shape[1] != dataset.info.num_classes:
-        raise BadValue(
-            f"The teacher has {logits.shape[1]} classes, {dataset.info.name} has {dataset.info.num_classes}.",
-            "use a teacher of this dataset",
-        )
+    check_class_count(logits, dataset)
     if bool(((logits >= 0) & (logits <= 1)).all()):
         if torch.allclose(logits.float().sum(1), torch.ones(count, device=logits.device), atol=1e-2):
             raise BadValue(f"{NAME} returns probabilities, expected logits.", "leave out its softmax")

@@ -18,7 +18,7 @@ from torch import nn
 from rd3.augment import to_unit
 from rd3.device import repeatable_kernels, reset_peak, resolve_precision, torch_defaults, usable_device
 from rd3.errors import BadValue, ClassOrderError, ends_the_process
-from rd3.evaluation.own_teacher import identity, own_teacher
+from rd3.evaluation.own_teacher import check_class_count, identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Evaluation, Progress, StudentTraining
@@ -78,7 +78,7 @@ class _Group:
         outcomes: dict[int, EvalResult | Exception],
     ):
         """``copies`` are frozen teachers, shared by all groups; ``outcomes``, by ``id`` of evaluation, is filled in."""
-        first, self._outcomes = evaluations[0], outcomes
+        first = evaluations[0]
         precision = resolve_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
         teachers = _Teachers(first, precision, images[:2], dataset, copies)
@@ -90,7 +90,7 @@ class _Group:
         self._students = {id(one): StudentTraining(one, dataset, device, precision) for one in evaluations}
         self._queued: list[Batch] = []
         self._last = False
-        self._evaluations = evaluations
+        self._evaluations, self._outcomes = evaluations, outcomes
 
     def close(self) -> None:
         """Close cached logits, and record in each evaluation whether some were read."""
@@ -112,7 +112,7 @@ class _Group:
                 with self._ending_alone(number):
                     self._outcomes[number] = student.result()
             return False
-        self._last = batch.last
+        self._last = batch.batch.last
         self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
         for student, own in zip(self._students.values(), self._queued, strict=True):
             student.step(own)
@@ -164,7 +164,8 @@ class _Teachers(Sequence[nn.Module]):
         key = (id(teacher), self._mode, self._precision)
         if key not in self._copies:
             self._copies[key] = frozen(teacher, self._mode, self._precision, self._sample.device)
-            _check_classes(self._copies[key], self._sample, self._dataset)
+            with torch.no_grad():
+                check_class_count(self._copies[key](to_unit(self._sample)), self._dataset)
         return self._copies[key]
 
 
@@ -405,14 +406,3 @@ def _check(evaluation: Evaluation, dataset: Dataset) -> None:
         raise BadValue("Soft labels need a teacher, but none was given.", "pass a teacher or use labels 'hard'")
     if protocol.own_labels and evaluation.teachers:
         raise BadValue("The labels are the set's own, but a teacher was given.", "leave it out")
-
-
-def _check_classes(teacher: nn.Module, images: torch.Tensor, dataset: Dataset) -> None:
-    """Raise for a teacher with another number of classes, which belongs to another dataset."""
-    with torch.no_grad():
-        classes = teacher(to_unit(images)).shape[1]
-    if classes != dataset.info.num_classes:
-        raise BadValue(
-            f"The teacher has {classes} classes, {dataset.info.name} has {dataset.info.num_classes}.",
-            "use a teacher of this dataset",
-        )

@@ -55,17 +55,12 @@ class Sharing:
 
         ``waiting``: whether a recipe has not started and still may.
         """
-        return {
-            key: LogitsCache(self._budget_bytes, self._wanted(key, together, waiting))
-            for key in together
-            if key in self
-        }
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._views
-
-    def _wanted(self, key: Key, together: Collection[Key], waiting: Callable[[Key], bool]) -> bool:
-        return any(other not in together and waiting(other) for other in self._keys[self._views[key]])
+        found = {}
+        for key in self._views.keys() & together:
+            sharing = self._keys[self._views[key]]
+            wanted = any(other not in together and waiting(other) for other in sharing)
+            found[key] = LogitsCache(self._budget_bytes, wanted)
+        return found
 
     def unneeded(self, is_open: Callable[[Key], bool]) -> list[str]:
         """Keys of the views of which no evaluation is open any more."""

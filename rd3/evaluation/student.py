@@ -95,6 +95,21 @@ class _Epoch:
     counts: list[int] = field(default_factory=list)
     """Number of images of each step."""
 
+    def row(self, losses: list[float], correct: int, curve: list[dict[str, float]]) -> dict[str, float]:
+        """The next row of the ``curve`` of earlier epochs; raises :class:`Diverged` if a loss is not finite."""
+        broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if broken is not None:
+            before = losses[broken - 1] if broken else curve[-1]["loss"] if curve else None
+            finite = f"{before:.6g}" if before is not None else "none"
+            raise Diverged(
+                f"The loss is {losses[broken]} in epoch {self.number}, step {broken + 1} of {len(losses)}; "
+                f"the last finite one was {finite}.",
+                "lower lr or check the set and the teacher",
+            )
+        seen = sum(self.counts)
+        mean = sum(loss * count for loss, count in zip(losses, self.counts, strict=True)) / seen
+        return {"epoch": self.number, "loss": mean, "lr": self.lr, "train_top1_pct": 100 * correct / seen}
+
 
 class StudentTraining:
     """A student, its optimizer and its training curve.
@@ -133,7 +148,7 @@ class StudentTraining:
         lr = self.recipe.protocol.lr * rate_factor(self.recipe.protocol, number - 1)
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(lr)  # in place, as graphs of steps go on reading this tensor
             else:
                 group["lr"] = lr
         self._correct.zero_()
@@ -213,15 +228,10 @@ class StudentTraining:
             self._epoch = self._begin_epoch(epoch + 1)
 
     def _test(self) -> torch.Tensor:
+        resize, split = self.recipe.protocol.test_resize, self.recipe.tested_on
         with self._as_tested():
             return correct_per_class(
-                self.network,
-                self.dataset,
-                self.recipe.tested_on,
-                self.device,
-                self.precision,
-                self._watch,
-                self.recipe.protocol.test_resize,
+                self.network, self.dataset, split, self.device, self.precision, self._watch, resize
             )
 
     def _as_tested(self) -> contextlib.AbstractContextManager[None]:
@@ -233,8 +243,8 @@ class StudentTraining:
         losses = torch.stack([loss for each in self._unread for loss in each.losses]).tolist()
         counts = torch.stack([each.correct for each in self._unread]).tolist()
         for each, correct in zip(self._unread, counts, strict=True):
-            own, losses = losses[: len(each.losses)], losses[len(each.losses) :]
-            self._curve.append(_epoch_row(each.number, own, each.counts, correct, each.lr, self._curve))
+            of_epoch, losses = losses[: len(each.losses)], losses[len(each.losses) :]
+            self._curve.append(each.row(of_epoch, correct, self._curve))
         self._unread = []
 
     def _top1_pct(self, epoch: int) -> float:
@@ -305,32 +315,14 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
     for name, parameter in student.named_parameters():
         (decayed if everywhere or ("weight" in name and parameter.ndim > 1) else not_decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": protocol.weight_decay}, {"params": not_decayed, "weight_decay": 0.0}]
-    # A tensor on CUDA, which a graph reads at every step.
-    weight = next(student.parameters())
-    on_cuda = weight.is_cuda
-    lr = torch.tensor(protocol.lr, device=weight.device) if on_cuda else protocol.lr
+    device = next(student.parameters()).device
+    on_cuda = device.type == "cuda"
+    # A captured graph of a step (GraphedSteps) would repeat a number, but reads a tensor anew each time.
+    lr = torch.tensor(protocol.lr, device=device) if on_cuda else protocol.lr
     if protocol.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=protocol.beta1, fused=on_cuda or None)
     betas = (protocol.beta1, protocol.beta2)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=on_cuda)
-
-
-def _epoch_row(
-    epoch: int, losses: list[float], counts: list[int], correct: int, lr: float, curve: list[dict[str, float]]
-) -> dict[str, float]:
-    """The row of one epoch in the curve; raises :class:`Diverged` if a loss is not finite."""
-    broken = next((step for step, loss in enumerate(losses) if not math.isfinite(loss)), None)
-    if broken is not None:
-        before = losses[broken - 1] if broken else curve[-1]["loss"] if curve else None
-        finite = f"{before:.6g}" if before is not None else "none"
-        raise Diverged(
-            f"The loss is {losses[broken]} in epoch {epoch}, step {broken + 1} of {len(losses)}; "
-            f"the last finite one was {finite}.",
-            "lower lr or check the set and the teacher",
-        )
-    seen = sum(counts)
-    mean = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / seen
-    return {"epoch": epoch, "loss": mean, "lr": lr, "train_top1_pct": 100 * correct / seen}
 
 
 def correct_per_class(
@@ -344,22 +336,42 @@ def correct_per_class(
 ) -> torch.Tensor:
     """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode.
 
-    ``resize``: side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are.
+    ``resize``: as for :func:`logits_on_split`.
     """
     labels = torch.tensor(dataset.labels(split))
     predictions = []
     student.eval()
-    for positions in torch.arange(len(labels)).split(TEST_BATCH):
-        images = dataset.images(split, positions.tolist())
-        pixels = to_unit((centre_of_resized(images, resize) if resize else images).to(device))
-        with torch.no_grad(), autocast(device, precision):
-            predictions.append(student(pixels).argmax(dim=1))
-        watch.tested(len(positions))
+    for logits in logits_on_split(student, dataset, split, device, precision, resize):
+        predictions.append(logits.argmax(dim=1))
+        watch.tested(len(logits))
     correct = labels[torch.cat(predictions).cpu() == labels]
     return torch.bincount(correct, minlength=dataset.info.num_classes)
 
 
-def centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:
+def logits_on_split(
+    student: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    device: torch.device,
+    precision: str,
+    resize: int,
+    change: Callable[[torch.Tensor, list[int]], torch.Tensor] = lambda images, places: images,
+) -> Iterator[torch.Tensor]:
+    """(B, C) logits of all images of a split, in its order, batch by batch.
+
+    ``resize``: side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are.
+    ``change`` is applied first, to images (B, 3, H, H) uint8 and their places in the split.
+    """
+    for positions in torch.arange(len(dataset.labels(split))).split(TEST_BATCH):
+        places = positions.tolist()
+        images = change(dataset.images(split, places), places)
+        pixels = to_unit((_centre_of_resized(images, resize) if resize else images).to(device))
+        with torch.no_grad(), autocast(device, precision):
+            logits = student(pixels)
+        yield logits
+
+
+def _centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:
     """Images (B, 3, H, H) uint8 resized to ``side`` with antialiasing, and their centre of H x H pixels."""
     from torchvision.transforms.v2 import functional as F
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,16 +16,14 @@ from rd3.device import autocast, set_memory_format
 from rd3.evaluation.cached_logits import CachedLogits, LogitsStream
 from rd3.evaluation.hybrid import combine_logits
 from rd3.evaluation.stored import mixture, restored, stored
-from rd3.evaluation.views import Batch, Chunk, views
+from rd3.evaluation.views import Batch, views
 from rd3.models import folded
 from rd3.protocol import EvalProtocol
 from rd3.recipe import EvaluationRecipe
 
-AHEAD = {"cpu": 256}
+AHEAD, AHEAD_ELSEWHERE = {"cpu": 256}, 1024
 """Number of images that teachers label at once, by type of device, in whole batches; one batch where its statistics
 count (``teacher_mode`` ``batch``)."""
-AHEAD_ELSEWHERE = 1024
-"""The same on all other devices."""
 
 
 def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) -> nn.Module:
@@ -86,14 +85,10 @@ class LabelledViews:
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         for chunk in self._chunks:
-            logits = self._of_batches(chunk) if self.once is None else []
+            sizes = [len(batch.images) for batch in chunk.batches]
+            logits = [each.split(sizes) for each in self._logits(chunk.pixels)] if self.once is None else []
             for place, batch in enumerate(chunk.batches):
-                yield LabelledBatch(batch, [each[place] for each in logits], self.once)
-
-    def _of_batches(self, chunk: Chunk) -> list[tuple[torch.Tensor, ...]]:
-        """(B, C) float32 logits of each teacher for each batch."""
-        sizes = [len(batch.images) for batch in chunk.batches]
-        return [each.split(sizes) for each in self._logits(chunk.pixels)]
+                yield LabelledBatch(batch, [of_teacher[place] for of_teacher in logits], self.once)
 
     def _logits(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """(N, C) float32 logits of each teacher."""
@@ -114,44 +109,39 @@ class OnceLabels:
     def __init__(self, logits: list[torch.Tensor]):
         """``logits``: (N, C) float32 of each teacher."""
         self.logits = logits
-        self._tables: list[tuple[EvalProtocol, torch.Tensor]] = []
+        self._tables: dict[int, tuple[torch.Tensor, EvalProtocol]] = {}
 
-    def table(self, protocol: EvalProtocol) -> torch.Tensor:
-        """(N, C) float32 logits as a protocol combines and stores them; computed once for each protocol object."""
-        for known, table in self._tables:
-            if known is protocol:
-                return table
-        table = self._computed(protocol)
-        self._tables.append((protocol, table))
-        return table
+    def _table(self, protocol: EvalProtocol) -> torch.Tensor:
+        """Result of :meth:`_computed`, computed once for each protocol object."""
+        if id(protocol) not in self._tables:
+            self._tables[id(protocol)] = self._computed(protocol), protocol  # kept, so that no other gets its id
+        return self._tables[id(protocol)][0]
 
     def _computed(self, protocol: EvalProtocol) -> torch.Tensor:
+        """(N, C) float32 logits as a protocol combines and stores them."""
         return as_stored(combine_logits(self.logits, protocol), protocol)
 
     def of(self, batch: Batch, protocol: EvalProtocol) -> torch.Tensor:
         """(B, C) float32 logits for the views of a batch; those of mixed images are mixed as probabilities."""
-        table = self.table(protocol)
+        table = self._table(protocol)
         own = table[batch.rows]
         if not any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation):
             return own
         return mixture(own, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
 
 
-class LabelledBatch:
+class LabelledBatch(NamedTuple):
     """One batch with the logits of each teacher, or with the labels of its images."""
 
-    def __init__(self, batch: Batch, logits: list[torch.Tensor], once: OnceLabels | None = None):
-        self.batch, self.logits, self._once = batch, logits, once
-
-    @property
-    def last(self) -> bool:
-        """Whether this is the last batch of its epoch."""
-        return self.batch.last
+    batch: Batch
+    logits: list[torch.Tensor]
+    """(B, C) float32 of each teacher; none with ``once``, or without teachers."""
+    once: OnceLabels | None = None
 
     def under(self, protocol: EvalProtocol) -> Batch:
         """The batch with soft labels, combined and stored as the protocol specifies; unchanged for hard labels."""
-        if self._once is not None:
-            logits = self._once.of(self.batch, protocol)
+        if self.once is not None:
+            logits = self.once.of(self.batch, protocol)
         elif self.logits:
             logits = combine_logits(self.logits, protocol)
             logits = as_stored(logits, protocol) if protocol.soft_labels == "stored" else logits

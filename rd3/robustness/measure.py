@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,45 +11,36 @@ import numpy as np
 import torch
 from torch import nn
 
-from rd3.augment import to_unit
-from rd3.device import autocast, repeatable_kernels, usable_device
+from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import DataMissing
 from rd3.evaluation.kept import load_student
-from rd3.evaluation.student import TEST_BATCH, centre_of_resized
-from rd3.recipe import EvaluationRecipe, RobustnessRecipe
+from rd3.evaluation.student import Progress, logits_on_split
+from rd3.recipe import EvaluationRecipe, RobustnessRecipe, recipe_of_kind
 from rd3.robustness.calibration import calibration, fitted_temperature
 from rd3.robustness.corruptions import SEVERITIES, corrupted, corruption
 from rd3.stats import mean
 from rd3.stopwatch import Stopwatch
-from rd3.store import STUDENT
+from rd3.store import STUDENT, existing
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset, Split
-    from rd3.store import Entry, ReadableStore
+    from rd3.store import ReadableStore
 
 RESULT = "robustness.json"
-Progress = Callable[[float, str], None]
 
 
 def measure(
-    recipe: RobustnessRecipe,
-    evaluation: EvaluationRecipe,
-    entry: Entry,
-    store: ReadableStore,
-    dataset: Dataset,
-    out: Path,
-    *,
-    device: torch.device | str,
-    progress: Progress = lambda fraction, note: None,
+    recipe: RobustnessRecipe, store: ReadableStore, dataset: Dataset, out: Path, *, device: str, progress: Progress
 ) -> dict[str, Any]:
     """Measure a kept student, write ``robustness.json`` to ``out`` and return the scalar figures.
 
-    ``entry``: that of the evaluation.  Corruptions are applied to the dataset's test images, before the protocol's
+    The evaluation is in ``store``.  Corruptions are applied to the dataset's test images, before the protocol's
     ``test_resize``.  A temperature is fitted on the validation images, which are training images that no part of the
     test uses; not for students that are tested on them.  Clean images give the evaluation's count of correct
     predictions on the same kind of device; on another one rounding may change a few.  Raises :class:`DataMissing` if
     the evaluation has no weights.
     """
+    entry = existing(store, "evaluation", recipe.evaluation)
     if STUDENT not in entry.files:
         message = f"Evaluation {recipe.evaluation[:12]} was stored without the weights of its student."
         fix = "run its grid with `keep_students: true`, or its recipe and this one with `python -m rd3.run`"
@@ -58,10 +48,10 @@ def measure(
     stopwatch = Stopwatch()
     for name in recipe.corruptions:
         corruption(name)
-    device, precision = usable_device(device), entry.result["ran_precision"]
-    folder = store.fetch("evaluation", recipe.evaluation)
-    student = load_student(folder, evaluation, dataset.info, device=device, precision=precision)
-    tester = _Tester(student, dataset, recipe, evaluation.protocol.test_resize, device, precision)
+    evaluation, precision = recipe_of_kind(entry.recipe, EvaluationRecipe), entry.result["ran_precision"]
+    folder, used = store.fetch("evaluation", recipe.evaluation), usable_device(device)
+    student = load_student(folder, evaluation, dataset.info, device=used, precision=precision)
+    tester = _Tester(student, dataset, recipe, evaluation.protocol.test_resize, used, precision)
     with repeatable_kernels():
         found = _figures(tester, recipe, progress)
     (out / RESULT).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
@@ -136,13 +126,9 @@ class _Tester:
 
     def logits(self, split: Split, name: str = "", severity: int = 0) -> np.ndarray:
         """(N, C) float32 logits of a whole split, corrupted if ``severity`` is not 0."""
-        found = []
-        for places in torch.arange(len(self.labels(split))).split(TEST_BATCH):
-            images = self._images(split, places.tolist(), name, severity)
-            with torch.no_grad(), autocast(self.device, self.precision):
-                found.append(self.student(to_unit(images.to(self.device))).float().cpu())
-        return np.asarray(torch.cat(found))
 
-    def _images(self, split: Split, places: Sequence[int], name: str, severity: int) -> torch.Tensor:
-        images = corrupted(self.dataset.images(split, places), name, severity, places, self.recipe.seed)
-        return centre_of_resized(images, self.resize) if self.resize else images
+        def corrupt(images: torch.Tensor, places: list[int]) -> torch.Tensor:
+            return corrupted(images, name, severity, places, self.recipe.seed)
+
+        batches = logits_on_split(self.student, self.dataset, split, self.device, self.precision, self.resize, corrupt)
+        return np.asarray(torch.cat([logits.float().cpu() for logits in batches]))

@@ -12,10 +12,11 @@ from rd3.planning.cost import CPU_THREAD
 from rd3.planning.forecast import work
 from rd3.protocol import resolve_protocol
 from rd3.recipe import EvaluationRecipe, from_json, to_json
+from rd3.store import Entry
 
 
 def estimates(recipes, tmp_path, parents=()):
-    known = {recipe.key: recipe for recipe in parents}
+    known = {one.key: Entry(kind=one.kind, key=one.key, recipe=one.model_dump(mode="json"), result={}) for one in parents}
     return Estimates(
         {recipe.key: recipe for recipe in recipes},
         lambda _kind, key: known.get(key),

@@ -176,7 +176,7 @@ def sparse() -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_probabilities_are_tempered_and_zeros_stay(temperature, dtype):
     p = sparse().to(dtype)
-    found = (own_logits(SoftLabels(p, "probabilities"), "softmax") / temperature).softmax(1)
+    found = (own_logits(SoftLabels(p, "probabilities"), softmax_only=True) / temperature).softmax(1)
     powers = p.double() ** (1 / temperature)
     torch.testing.assert_close(found, (powers / powers.sum(1, keepdim=True)).float(), rtol=1e-4, atol=1e-6)
     assert torch.equal(found == 0, p == 0)
@@ -187,7 +187,7 @@ def test_at_temperature_1_the_divergence_is_that_of_the_probabilities():
     logits = torch.randn(COUNT, C, generator=generator(1, "student"), requires_grad=True)
     expected = F.kl_div(logits.log_softmax(1), p, reduction="batchmean")
     kl = LOSSES.get("kl")
-    targets = LossTargets(own_logits(SoftLabels(p, "probabilities"), "softmax"), LABELS, LABELS, 1.0)
+    targets = LossTargets(own_logits(SoftLabels(p, "probabilities"), softmax_only=True), LABELS, LABELS, 1.0)
     found = kl(logits, targets, kl.Settings(temperature=1.0))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, expected)))
@@ -197,7 +197,7 @@ def test_at_temperature_1_the_divergence_is_that_of_the_probabilities():
 def test_probabilities_of_a_softmax_give_the_loss_of_its_logits(name):
     """At every temperature, except for the squared error, which sees the constant of each image."""
     loss, logits = LOSSES.get(name), torch.randn(COUNT, C, generator=generator(1, "student"))
-    found = own_logits(SoftLabels(LOGITS.double().softmax(1), "probabilities"), loss.of_teacher)
+    found = own_logits(SoftLabels(LOGITS.double().softmax(1), "probabilities"), loss.of_teacher == "softmax")
     given = LOGITS - LOGITS.logsumexp(1, keepdim=True) if name == "mse_gt" else LOGITS
     values = [loss(logits, LossTargets(one, LABELS, LABELS, 1.0, 20), loss.Settings()) for one in (found, given)]
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
@@ -209,7 +209,7 @@ def test_every_loss_trains_on_probabilities_with_zeros(name, trained):
     run(own, loss=name, augmentation=["flip"])
     assert torch.isfinite(weights(trained[-1])).all() and not torch.equal(weights(trained[-1]), weights(tiny()))
     if LOSSES.get(name).of_teacher == "logits":
-        assert own_logits(own, "logits").min() == pytest.approx(np.log(FLOOR), rel=1e-6)
+        assert own_logits(own, softmax_only=False).min() == pytest.approx(np.log(FLOOR), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

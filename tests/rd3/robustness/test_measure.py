@@ -129,7 +129,7 @@ def test_figures_are_those_of_plain_loops(kept, digits, store, roots, tmp_path):
 def test_any_batch_size_gives_the_same_counts(kept, store, roots, tmp_path, monkeypatch):
     recipe = RobustnessRecipe.of(kept, ["shot_noise"])
     whole = perform(recipe, store, roots, tmp_path / "whole").result
-    monkeypatch.setattr(measuring, "TEST_BATCH", 37)
+    monkeypatch.setattr("rd3.evaluation.student.TEST_BATCH", 37)
     parts = perform(recipe, store, roots, tmp_path / "parts").result
     for name in ("correct", "corrupted_top1_pct", "shot_noise_top1_pct"):
         assert parts[name] == whole[name]
