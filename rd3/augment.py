@@ -115,12 +115,12 @@ def resized_crop(images: torch.Tensor, size: int, min_area: float, stream: torch
     return crop_and_resize(images, boxes, size)
 
 
-def horizontal_flip(images: torch.Tensor, stream: torch.Generator, probability: float = 0.5) -> torch.Tensor:
-    """Flip each image horizontally with this probability."""
-    return flip_where(images, chosen(len(images), stream, probability).to(images.device))
+def horizontal_flip(images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    """Flip each image horizontally with probability 0.5."""
+    return flip_where(images, random_mask(len(images), stream, 0.5).to(images.device))
 
 
-def chosen(batch: int, stream: torch.Generator, probability: float) -> torch.Tensor:
+def random_mask(batch: int, stream: torch.Generator, probability: float) -> torch.Tensor:
     """(batch,) bool, each True with this probability."""
     return torch.rand(batch, generator=stream) < probability
 

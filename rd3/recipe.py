@@ -195,7 +195,7 @@ class NetworkRecipe(Recipe):
     """Precision of the training, as in protocols; None for imported weights."""
     seed: int | None = None
     weights: str | None = None
-    """sha256 of what is imported."""
+    """sha256 of what is imported: the decoded tensors and, of a backbone, its configuration."""
     version: int = 1
 
     def model_post_init(self, _context: Any) -> None:
@@ -218,8 +218,6 @@ class TeacherRecipe(NetworkRecipe):
     network: str
     normalisation: Normalisation
     training: TeacherTraining | None = None
-    weights: str | None = None
-    """sha256 of the decoded tensors of imported weights."""
 
     def plugins(self) -> tuple[tuple[str, str], ...]:
         return () if self.imported else (("network", self.network),)
@@ -325,8 +323,6 @@ class BackboneRecipe(NetworkRecipe):
     training: BackboneTraining | None = None
     autoencoder: BackboneTraining | None = neutral(None)
     """Training of the model's autoencoder, before its own; None if it has none or is imported."""
-    weights: str | None = None
-    """sha256 of the configuration and the decoded tensors of an imported model."""
 
     def label(self) -> str:
         return f"backbone {self.family} {self.data.name}"

@@ -67,10 +67,18 @@ def synthesize(
     """
     device, out = usable_device(device), Path(out)
     method = _checked(recipe, dataset, teachers)
+    for what, named, given in (
+        ("{} teachers", recipe.teachers, teachers),
+        ("statistics of {} teachers", recipe.statistics, statistics),
+        ("{} training dynamics", recipe.dynamics, dynamics),
+        ("{} diffusion backbones", recipe.backbones, backbones),
+        ("{} results derived from backbones", recipe.derived, derived),
+    ):
+        if len(named) != len(given):
+            raise BadValue(f"Recipe {recipe.key[:8]} names {what.format(len(named))}, got {len(given)}.")
     settings = _settings(recipe, method)
     _check_statistics(recipe, statistics)
     _check_init(recipe, init)
-    _check_counts(recipe, dynamics, backbones, derived)
     info = dataset.info
     if (out / MANIFEST).is_file() and read_manifest(out).key == recipe.key:
         return SetOnDisk.open(out, classes=recipe.classes, class_ids=info.class_ids).manifest
@@ -140,8 +148,6 @@ def _checked(recipe: SetRecipe, dataset: Dataset, teachers: Sequence[NormalisedN
             "make the recipe anew: plan its grid again",
         )
     check_training_images(recipe, dataset)
-    if len(teachers) != len(recipe.teachers):
-        raise BadValue(f"Recipe {recipe.key[:8]} names {len(recipe.teachers)} teachers, got {len(teachers)}.")
     for number, teacher in enumerate(teachers):
         if teacher.training or any(parameter.requires_grad for parameter in teacher.parameters()):
             raise BadValue(
@@ -169,10 +175,6 @@ def _settings(recipe: SetRecipe, method: Method) -> Settings:
 
 def _check_statistics(recipe: SetRecipe, statistics: Sequence[LayerStatistics]) -> None:
     """Raise unless the statistics are of the recipe's teachers, in order."""
-    if len(statistics) != len(recipe.statistics):
-        raise BadValue(
-            f"Recipe {recipe.key[:8]} names statistics of {len(recipe.statistics)} teachers, got {len(statistics)}."
-        )
     for number, (found, expected) in enumerate(zip(statistics, recipe.teachers, strict=False)):
         if found.teacher != expected:
             raise BadValue(
@@ -206,19 +208,6 @@ def _check_init(recipe: SetRecipe, init: SetOnDisk | None) -> None:
             f"The initial {manifest.short} has {manifest.ipc} images per class, IPC is {recipe.ipc}.",
             "start from a set of at least that IPC",
         )
-
-
-def _check_counts(
-    recipe: SetRecipe, dynamics: Sequence[Dynamics], backbones: Sequence[Backbone], derived: Sequence[Path]
-) -> None:
-    """Raise unless there are as many training dynamics, backbones and derived folders as the recipe names."""
-    for what, named, given in (
-        ("training dynamics", recipe.dynamics, dynamics),
-        ("diffusion backbones", recipe.backbones, backbones),
-        ("results derived from backbones", recipe.derived, derived),
-    ):
-        if len(named) != len(given):
-            raise BadValue(f"Recipe {recipe.key[:8]} names {len(named)} {what}, got {len(given)}.")
 
 
 def _device_name(device: torch.device) -> str:

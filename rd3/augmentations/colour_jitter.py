@@ -43,7 +43,6 @@ class ColourJitter(Augmentation):
         return order, (2 * torch.rand(batch, 3, generator=stream) - 1) * strengths
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """One change of each image after the other."""
         order, factors = draws
         weights = torch.tensor(GREY, device=images.device)[:, None, None]
         for change in order.T:  # (B,): 0 brightness, 1 contrast, 2 saturation

@@ -21,8 +21,10 @@ class MixUp(Mix):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """The partner of each image, and one lambda for the whole batch."""
-        seed = int(torch.randint(2**62, (), generator=stream))
-        lam = _beta(self.settings.alpha, seed)
+        import numpy as np
+
+        seed, alpha = int(torch.randint(2**62, (), generator=stream)), self.settings.alpha
+        lam = float(np.random.default_rng(seed).beta(alpha, alpha))
         return torch.randperm(batch, generator=stream), torch.full((batch,), lam, dtype=torch.float64)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
@@ -30,9 +32,3 @@ class MixUp(Mix):
         partner, lam = draws
         weight = lam.to(images.dtype)[:, None, None, None]
         return weight * images + (1 - weight) * images[partner]
-
-
-def _beta(alpha: float, seed: int) -> float:
-    import numpy as np
-
-    return float(np.random.default_rng(seed).beta(alpha, alpha))

@@ -25,6 +25,4 @@ class PadCrop(Augmentation):
         return pad_crop_places(batch, self.settings.padding, stream)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Crop the padded images to their original size."""
-        top, left = draws
-        return cut_padded(images, self.settings.padding, top, left)
+        return cut_padded(images, self.settings.padding, *draws)

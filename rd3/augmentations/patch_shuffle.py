@@ -39,6 +39,4 @@ class PatchShuffle(Augmentation):
         return tuple(shuffled_strips(batch, side, grid, stream) for _axis in range(2))
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Columns first."""
-        columns, rows = draws
-        return take_lines(images, columns, rows)
+        return take_lines(images, *draws)

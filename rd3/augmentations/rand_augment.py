@@ -31,7 +31,6 @@ class RandAugment(Augmentation):
         return (torch.randint(2**62, (batch,), generator=stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Image by image."""
         from torchvision.transforms import v2
 
         (seeds,) = draws

@@ -36,6 +36,5 @@ class ResizedCrop(Augmentation):
         return (crop_boxes(batch, side, side, area, stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Crop and resize with bilinear interpolation."""
         (boxes,) = draws
         return crop_and_resize(images, boxes, images.shape[-1], antialias=self.settings.antialias)

@@ -41,7 +41,6 @@ class TimmRandAugment(Augmentation):
         return (torch.randint(2**32, (batch,), generator=stream),)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """Image by image."""
         import numpy as np
         from timm.data.auto_augment import rand_augment_transform
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image

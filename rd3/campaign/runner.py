@@ -114,9 +114,24 @@ class Runner:
     def _run_one(
         self, recipe: Recipe, report: Report, should_stop: Callable[[], bool], cached_logits: LogitsCache | None
     ) -> Ended:
-        started_at, out = time.monotonic(), self.out / recipe.key
+        """Run one recipe with parents from the store, and put it into the store."""
+        from rd3.perform import perform
+
+        started_at, store, out = time.monotonic(), FolderStore(self.store), self.out / recipe.key
         try:
-            entry = self.perform(recipe, out, _progress(recipe, report, should_stop), cached_logits)
+            entry = perform(
+                recipe,
+                store,
+                self.roots,
+                out,
+                device=self.device,
+                shared_machine=self.shared_machine,
+                larger=self.larger.get(recipe.key),
+                progress=_progress(recipe, report, should_stop),
+                keep_student=recipe.key in self.kept,
+                cached_logits=cached_logits,
+            )
+            _put(store, entry, out / "result")
         except Stopped:
             return Ended(recipe.key, "unfinished")
         except Exception as error:  # any error is this recipe's own; the others still run
@@ -171,32 +186,6 @@ class Runner:
         status, reason = why(error)
         mistake = isinstance(error, RD3Error) and status == "failed"
         return Ended(recipe.key, status, reason, mistake=mistake, broken=ends_the_process(error))
-
-    def perform(
-        self,
-        recipe: Recipe,
-        out: Path,
-        progress: Callable[[float, str], None],
-        cached_logits: LogitsCache | None = None,
-    ) -> Entry:
-        """Run one recipe with parents from the store, put it into the store and return its entry."""
-        from rd3.perform import perform
-
-        store = FolderStore(self.store)
-        entry = perform(
-            recipe,
-            store,
-            self.roots,
-            out,
-            device=self.device,
-            shared_machine=self.shared_machine,
-            larger=self.larger.get(recipe.key),
-            progress=progress,
-            keep_student=recipe.key in self.kept,
-            cached_logits=cached_logits,
-        )
-        _put(store, entry, out / "result")
-        return entry
 
     def _release_memory(self) -> None:
         """Release torch's cached device memory for the other workers."""

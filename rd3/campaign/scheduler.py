@@ -48,23 +48,14 @@ class Scheduler:
     """Recipes that failed for a reason the user can fix."""
 
     def __post_init__(self) -> None:
-        self.started_at = self.clock() if self.started_at is None else self.started_at
+        started_at = self.clock() if self.started_at is None else self.started_at
+        self.reserve_s = RESERVE_S if self.seconds is None else min(RESERVE_S, self.seconds / 10)
+        self.stops_at = math.inf if self.seconds is None else started_at + self.seconds - self.reserve_s
+        """Clock time at which workers are asked to stop."""
         self.running: dict[Key, Running] = {}
         self.started = 0
         self._sharing = Sharing(self.queue.recipes.values() if self.cache_logits_bytes else (), self.cache_logits_bytes)
         self._packing = Packing(self.queue.recipes.values(), side_by_side=self.side_by_side)
-
-    @property
-    def reserve_s(self) -> float:
-        """Time reserved for stopping, in seconds."""
-        return RESERVE_S if self.seconds is None else min(RESERVE_S, self.seconds / 10)
-
-    @property
-    def stops_at(self) -> float:
-        """Clock time at which workers are asked to stop."""
-        if self.seconds is None or self.started_at is None:
-            return float("inf")
-        return self.started_at + self.seconds - self.reserve_s
 
     def must_stop(self) -> bool:
         return self.interrupted or self.clock() >= self.stops_at
@@ -143,11 +134,9 @@ class Scheduler:
 
     def status(self) -> str:
         """``3/57 done, 2 failed, 4 min 10 s left``."""
-        return self.view.status(self.queue, self._left_s())
-
-    def _left_s(self) -> float:
         waiting = self.queue.named(("waiting", "again"))
-        return self.estimates.left_s(waiting, self.running, self.clock(), self.view.workers)
+        left_s = self.estimates.left_s(waiting, self.running, self.clock(), self.view.workers)
+        return self.view.status(self.queue, left_s)
 
     def abandon_running(self) -> None:
         """Mark all running recipes as unfinished."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rd3.augment import chosen, horizontal_flip, to_unit
+from rd3.augment import horizontal_flip, random_mask, to_unit
 from rd3.diffusion.codec import Autoencoder
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class LatentInputs:
         there = positions.to(self.labels.device)
         moments = self._moments[there]
         if self._mirrored is not None:
-            mirrored = chosen(len(positions), stream, 0.5).to(there.device)
+            mirrored = random_mask(len(positions), stream, 0.5).to(there.device)
             moments = torch.where(mirrored[:, None, None, None], self._mirrored[there], moments)
         mean, log_variance = moments.chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=stream).to(mean.device)

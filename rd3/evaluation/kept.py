@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -32,13 +31,7 @@ def load_student(
     file has other tensors than the recipe's network.
     """
     network = build_network(recipe.student, info.num_classes, recipe.resolution, recipe.normalisation)
-    _load(network, load_file(folder / STUDENT), folder)
-    network = network.to(device).eval()
-    set_memory_format(network, precision)
-    return network
-
-
-def _load(network: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    tensors = load_file(folder / STUDENT)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -46,3 +39,6 @@ def _load(network: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path)
         raise DataCorrupt(
             f"{folder / STUDENT} does not fit the student: {reason}.", "run the evaluation again"
         ) from None
+    network = network.to(device).eval()
+    set_memory_format(network, precision)
+    return network

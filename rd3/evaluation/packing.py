@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Literal
 
 from rd3.component import Component
@@ -81,16 +81,13 @@ class Packing:
         Recipes that share its views come first; otherwise in the order of the recipes.
         """
         found: dict[Key, EvaluationRecipe] = {}
-        for other in self._alike(first):
+        sharing = (other for group in self._groups_of.get(first.key, ()) for other in self._groups[group])
+        for other in sharing:
             if len(found) >= room:
                 break
             if other.key != first.key and free(other.key):
                 found[other.key] = other
         return list(found.values())
-
-    def _alike(self, first: Recipe) -> Iterator[EvaluationRecipe]:
-        for group in self._groups_of.get(first.key, ()):
-            yield from self._groups[group]
 
 
 def _data(recipe: EvaluationRecipe) -> Hashable:

@@ -30,7 +30,6 @@ from rd3.inputs.pixels import stated_space
 from rd3.known_constants import Constants
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
-from rd3.soft_labels import SoftLabels
 from rd3.tensor_bytes import sha256_of
 from rd3.values import digest
 
@@ -43,10 +42,16 @@ def train_pack(
 ) -> list[EvalResult | Exception]:
     """Train several students side by side, each exactly as it would be trained alone, and test each once.
 
-    Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  Returns each
-    result, or the exception that ended that evaluation (:class:`Diverged`, one of its ``tested`` callback, or one of
-    saving its student) while the others continue.  Out of memory and device errors end them all.  The times of a
-    student are those of the pack while it was part of it; peak memory is that of the pack.
+    Evaluations with equal :class:`Views` share pixels and teacher logits, which may be kept on disk.  All random
+    numbers derive from the student seed, so that a run on one CPU thread is bitwise reproducible.  Returns each result,
+    or the exception that ended that evaluation while the others continue: :class:`Diverged` for a loss that is not
+    finite (after its epoch or, on CUDA, some later), one of its ``tested`` callback, or one of saving its student.  Out
+    of memory and device errors end them all.  The times of a student are those of the pack while it was part of it;
+    peak memory is that of the pack.
+
+    Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
+    with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
+    dropped, since batch normalisation needs two; the references keep it.
     """
     device = usable_device(device)
     for one in evaluations:
@@ -167,35 +172,6 @@ class _Teachers(Sequence[nn.Module]):
             with torch.no_grad():
                 check_class_count(self._copies[key](to_unit(self._sample)), self._dataset)
         return self._copies[key]
-
-
-def train_and_test(
-    recipe: EvaluationRecipe,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    teachers: Sequence[nn.Module],
-    dataset: Dataset,
-    *,
-    device: torch.device | str,
-    progress: Progress = lambda fraction, note: None,
-    soft_labels: SoftLabels | None = None,
-) -> EvalResult:
-    """Train the recipe's student on a synthetic set and test it on the recipe's test split.
-
-    ``images``: (N, 3, H, W) uint8 or float32 in [0, 1]; ``labels``: (N,) int64; ``teachers`` take pixels in [0, 1] and
-    are not modified; ``soft_labels``: those that the set comes with.  All random numbers derive from the student seed,
-    so a run on one CPU thread is bitwise reproducible.  Raises :class:`Diverged` for a loss that is not finite, after
-    its epoch or, on CUDA, some later.
-
-    Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
-    with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is
-    dropped, since batch normalisation needs two; the references keep it.
-    """
-    evaluation = Evaluation(recipe, images, labels, teachers, progress, soft_labels=soft_labels)
-    [outcome] = train_pack([evaluation], dataset, device=device)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 @torch_defaults()
@@ -319,7 +295,11 @@ def evaluate(
         resolution=info.resolution,
         normalisation=info.normalisation,
     )
-    return train_and_test(recipe, images, labels, teachers, dataset, device=device, progress=progress, soft_labels=own)
+    evaluation = Evaluation(recipe, images, labels, teachers, progress, soft_labels=own)
+    [outcome] = train_pack([evaluation], dataset, device=device)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def _class_notes(labels: torch.Tensor, info: DatasetInfo) -> Iterator[Note]:

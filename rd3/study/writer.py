@@ -50,10 +50,7 @@ def write_study(
         if part is None and not _is_whole(row) and row.entry.files == entry.files:
             row = Row(row.entry, _contents(source, entry))
         rows[kind, key] = row
-        if part is None:
-            left_out += not _is_whole(row)
-        elif not _in_place(source, entry, Path(folder), part, networks):
-            left_out += 1
+        left_out += not (_is_whole(row) if part is None else _in_place(source, entry, Path(folder), part, networks))
     packed = pack(rows.values())
     require_readable(packed, results)
     with write_errors(folder):

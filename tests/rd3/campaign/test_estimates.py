@@ -16,7 +16,9 @@ from rd3.store import Entry
 
 
 def estimates(recipes, tmp_path, parents=()):
-    known = {one.key: Entry(kind=one.kind, key=one.key, recipe=one.model_dump(mode="json"), result={}) for one in parents}
+    known = {
+        one.key: Entry(kind=one.kind, key=one.key, recipe=one.model_dump(mode="json"), result={}) for one in parents
+    }
     return Estimates(
         {recipe.key: recipe for recipe in recipes},
         lambda _kind, key: known.get(key),

@@ -19,7 +19,7 @@ from rd3.evaluation.budget import label_bytes
 from rd3.evaluation.label_files import write_labels
 from rd3.evaluation.own_labels import FLOOR, OwnLabels, own_logits
 from rd3.evaluation.packing import Views
-from rd3.evaluation.posteval import Evaluation, evaluate, train_and_test, train_pack
+from rd3.evaluation.posteval import Evaluation, evaluate, train_pack
 from rd3.losses import LOSSES, LossTargets
 from rd3.preset_rules import Case
 from rd3.protocol import EvalProtocol, fitting, preset, resolve_protocol
@@ -88,7 +88,10 @@ def recipe(**fields) -> EvaluationRecipe:
 
 
 def run(own: SoftLabels | None, teachers=(), **fields):
-    return train_and_test(recipe(**fields), IMAGES, LABELS, teachers, TOY, device="cpu", soft_labels=own)
+    [found] = train_pack([Evaluation(recipe(**fields), IMAGES, LABELS, teachers, soft_labels=own)], TOY, device="cpu")
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def outcome(result) -> dict:
@@ -312,7 +315,12 @@ def test_evaluate_takes_soft_labels(trained):
 
 def test_evaluate_gives_other_soft_labels_another_key(monkeypatch):
     keys = []
-    monkeypatch.setattr(posteval, "train_and_test", lambda one, *_rest, **_options: keys.append(one.set))
+
+    def train_none(pack, *_rest, **_options):
+        keys.append(pack[0].recipe.set)
+        return [None]
+
+    monkeypatch.setattr(posteval, "train_pack", train_none)
     for values in (None, LOGITS, LOGITS + 1, P):
         evaluate(IMAGES, LABELS, TOY, soft_labels=values)
     with pytest.warns(UserWarning, match="stated as logits"):

@@ -150,7 +150,11 @@ IMAGES = patterns(LABELS, seed=2)
 def run(one: EvaluationRecipe, teachers=None, images=IMAGES, labels=LABELS, dataset=None, **options):
     if teachers is None:
         teachers = [Oracle()] if one.protocol.labels == "soft" else []
-    return posteval.train_and_test(one, images, labels, teachers, dataset or Fake(), device="cpu", **options)
+    evaluation = posteval.Evaluation(one, images, labels, teachers, **options)
+    [outcome] = posteval.train_pack([evaluation], dataset or Fake(), device="cpu")
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def outcome(result: posteval.EvalResult) -> dict:
@@ -675,11 +679,12 @@ def test_evaluate_builds_the_recipe():
 def test_evaluate_resolves_the_protocol_by_student():
     kept = []
 
-    def keep(one, *_rest, **_options):
-        kept.append(one)
+    def keep(pack, *_rest, **_options):
+        kept.append(pack[0].recipe)
+        return [None]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posteval, "train_and_test", keep)
+        patch.setattr(posteval, "train_pack", keep)
         posteval.evaluate(IMAGES, LABELS, Fake(), Oracle())
         posteval.evaluate(IMAGES, LABELS, Fake(), Oracle(), student="alexnet")
         posteval.evaluate(IMAGES, LABELS, Fake(), student="convnet", protocol="minimax-hard")
