@@ -152,17 +152,10 @@ def cut_padded(images: torch.Tensor, padding: int, top: torch.Tensor, left: torc
     return padded.gather(2, rows).gather(3, columns.expand(batch, channels, height, width))
 
 
-def cutmix_box(lam: float, centre: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of CutMix's box: half-extents by integer division, clipped to the image.
+def cutmix_box(lam: float, centre: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) of CutMix's box: half its side by integer division, clipped to the image.
 
     ``lam`` is the fraction of the area that is kept, before clipping; ``centre`` is (row, column).
     """
-    cut = math.sqrt(1 - lam)
-    half_high, half_wide = int(cut * height) // 2, int(cut * width) // 2
-    row, column = centre
-    return (
-        max(row - half_high, 0),
-        min(row + half_high, height),
-        max(column - half_wide, 0),
-        min(column + half_wide, width),
-    )
+    half, (row, column) = int(math.sqrt(1 - lam) * side) // 2, centre
+    return max(row - half, 0), min(row + half, side), max(column - half, 0), min(column + half, side)

@@ -46,8 +46,14 @@ def judge(cases: Sequence[Sequence[Sequence[float]]], bound: float | None = None
     at least one contrast must err.  Holm's correction is over all cases, of t-tests and of equivalence tests each by
     themselves.  Fewer than three seeds, and contrasts without spread, are not tested.
     """
-    p_values = corrected([_p_value(case) for case in cases])
-    equal = corrected([_equivalent(case, bound) for case in cases])
+    contrasts = [_contrasts(case) for case in cases]
+    p_values = corrected([max((one.p_value for one in found), default=None) for found in contrasts])
+    equal = corrected(
+        [
+            equivalence(case[0], [0.0] * len(case[0]), bound) if bound is not None and len(found) == 1 else None
+            for case, found in zip(cases, contrasts, strict=True)
+        ]
+    )
     return [Evidence(p, q, _verdict(case, p, q)) for case, p, q in zip(cases, p_values, equal, strict=True)]
 
 
@@ -62,17 +68,6 @@ def contrast(values: Sequence[float]) -> PairedDifference | None:
     """Mean, 95 % interval and p-value against zero; None for fewer than three values."""
     values = [0.0 if abs(value) <= NO_SPREAD else value for value in values]  # rounding errors are not significant
     return paired_difference(values, [0.0] * len(values)) if len(values) >= MIN_SEEDS else None
-
-
-def _p_value(case: Sequence[Sequence[float]]) -> float | None:
-    found = _contrasts(case)
-    return max(one.p_value for one in found) if found else None
-
-
-def _equivalent(case: Sequence[Sequence[float]], bound: float | None) -> float | None:
-    if bound is None or len(case) > 1 or not _contrasts(case):
-        return None
-    return equivalence(case[0], [0.0] * len(case[0]), bound)
 
 
 def _contrasts(case: Sequence[Sequence[float]]) -> list[PairedDifference]:

@@ -106,7 +106,6 @@ class Context:
 
     @functools.cached_property
     def out(self) -> Path:
-        """The folder that files are written to."""
         folder = self.part.out / "result"
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +152,6 @@ class Context:
         return self.loaded[keys]
 
     def statistics(self, keys: tuple[str, ...]) -> list[LayerStatistics]:
-        """Layer statistics, loaded with :func:`rd3.layer_statistics.load`."""
         from rd3 import layer_statistics
 
         return [
@@ -162,7 +160,6 @@ class Context:
         ]
 
     def dynamics(self, keys: tuple[str, ...]) -> list[Dynamics]:
-        """Training dynamics."""
         from rd3.teacher.dynamics import load
 
         return [load(self.store.fetch("training_dynamics", key), key) for key in keys]

@@ -502,7 +502,6 @@ class RobustnessRecipe(_Tested):
 
     @classmethod
     def of(cls, evaluation: EvaluationRecipe, corruptions: Iterable[str]) -> RobustnessRecipe:
-        """The measurement of an evaluation's student."""
         return cls(
             evaluation=evaluation.key,
             tested_on=evaluation.tested_on,

@@ -25,7 +25,6 @@ class SoftLabels:
 
     @property
     def nbytes(self) -> int:
-        """N x C x bytes of a number."""
         return self.values.numel() * self.values.element_size()
 
     @property

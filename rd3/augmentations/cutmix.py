@@ -21,7 +21,7 @@ class CutMix(Mix):
         row = int(torch.randint(side, (), generator=stream))
         column = int(torch.randint(side, (), generator=stream))
         partner = torch.randperm(batch, generator=stream)
-        top, bottom, left, right = cutmix_box(drawn, (row, column), side, side)
+        top, bottom, left, right = cutmix_box(drawn, (row, column), side)
         lam = 1 - (bottom - top) * (right - left) / (side * side)
         box = torch.tensor([top, bottom, left, right]).expand(batch, 4)
         return partner, torch.full((batch,), lam, dtype=torch.float64), box

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rd3.campaign.estimates import UNKNOWN, Estimates
 from rd3.campaign.queue import Queue
@@ -35,7 +34,7 @@ from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
 from rd3.processes import machine_errors
-from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json, read_recipe
+from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json
 from rd3.store import STUDENT, FolderStore
 from rd3.upgrade import FORMAT
 
@@ -133,20 +132,17 @@ def read_recipes(places: Sequence[Path]) -> list[Recipe]:
             raise RD3Error(what, PLAN)
         for path in paths:
             try:
-                recipe = from_json(path.read_bytes())
-                _refuse_old_parents(json.loads(path.read_bytes()))
+                text = path.read_bytes()
+                recipe = from_json(text)
+                if json.loads(text).get("format", 1) < FORMAT and recipe.parents():
+                    message = "The recipe is of an older format, so the keys of its parents are out of date."
+                    raise BadValue(message, PLAN)
             except BadValue as error:
                 raise BadValue(f"{path}: {error.message}", error.fix) from None
             except OSError as error:
                 raise DataMissing(f"{path} cannot be read: {error.strerror}.", PLAN) from None
             found.setdefault(recipe.key, recipe)
     return list(found.values())
-
-
-def _refuse_old_parents(plain: dict[str, Any]) -> None:
-    """Refuse a recipe of an older format, whose parents have other keys today."""
-    if plain.get("format", 1) < FORMAT and read_recipe(plain).parents():
-        raise BadValue("The recipe is of an older format, so the keys of its parents are out of date.", PLAN)
 
 
 def _roots(chosen: argparse.Namespace) -> Roots:

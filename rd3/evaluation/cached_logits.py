@@ -151,12 +151,11 @@ class LogitsStream:
         if magic != MAGIC or reader.read(DIGEST_BYTES) != hashlib.sha256(magic + line).digest():
             raise _Damaged("its header is damaged")
         layout = [_Logits(**each) for each in json.loads(line)["teachers"]]
-        if os.fstat(reader.fileno()).st_size != self._size(layout):
+        if os.fstat(reader.fileno()).st_size != self._file_bytes(layout):
             raise _Damaged("its size is wrong")
         return layout
 
-    def _size(self, layout: Sequence[_Logits]) -> int:
-        """Bytes of the whole file."""
+    def _file_bytes(self, layout: Sequence[_Logits]) -> int:
         logits = self._rows * sum(each.row_bytes for each in layout)
         return len(_header(layout, self._rows)) + logits + self._chunks * DIGEST_BYTES
 
@@ -173,7 +172,7 @@ class LogitsStream:
     def _begin(self, logits: Sequence[torch.Tensor]) -> None:
         layout = [_Logits(str(each.dtype).removeprefix("torch."), each.shape[1]) for each in logits]
         if all(each.dtype in _TYPES for each in layout):
-            self._writer = self._cached.folder.begin(self._name, self._size(layout))
+            self._writer = self._cached.folder.begin(self._name, self._file_bytes(layout))
         if self._writer is not None:
             self._writer.write(_header(layout, self._rows))
 

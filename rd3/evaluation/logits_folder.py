@@ -76,20 +76,19 @@ class LogitsFolder:
         if not self.path.is_dir():
             return
         with self._alone():
-            self._delete_crashed()
+            self._delete_files_of_crashed_writers()
             for path in self.path.glob(f"*-*{SUFFIX}"):
                 if path.name.partition("-")[0] in wanted:
                     path.unlink()
 
-    def _delete_crashed(self) -> None:
-        """Delete the files of writers that crashed."""
+    def _delete_files_of_crashed_writers(self) -> None:
         for path in self.path.glob(f"*{PART}"):
             if not is_locked(path):
                 path.unlink()
 
     def _make_room(self, size: int) -> bool:
         """Whether ``size`` bytes fit into the budget, after the least recently used files are deleted if need be."""
-        self._delete_crashed()
+        self._delete_files_of_crashed_writers()
         written = sum(path.stat().st_size for path in self.path.glob(f"*{PART}"))
         complete = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.path.glob(f"*{SUFFIX}")]
         left = self.budget_bytes - written - size

@@ -41,7 +41,6 @@ class Views(Frozen):
 
     @classmethod
     def of(cls, recipe: EvaluationRecipe) -> Views:
-        """The views of an evaluation."""
         protocol = recipe.protocol
         return cls(
             set=recipe.set,

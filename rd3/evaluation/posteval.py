@@ -55,7 +55,7 @@ def train_pack(
     """
     device = usable_device(device)
     for one in evaluations:
-        _check(one, dataset)
+        _check_input(one, dataset)
     reset_peak(device)
     groups: dict[str, list[Evaluation]] = {}
     for one in evaluations:
@@ -335,8 +335,7 @@ def _digest(*tensors: torch.Tensor) -> str:
     return sha256_of(part for one in tensors for part in (f"{tuple(one.shape)}{one.dtype}", one))
 
 
-def _check(evaluation: Evaluation, dataset: Dataset) -> None:
-    """Check the input before training."""
+def _check_input(evaluation: Evaluation, dataset: Dataset) -> None:
     recipe, images, labels = evaluation.recipe, evaluation.images, evaluation.labels
     info, protocol, side = dataset.info, recipe.protocol, recipe.resolution
     if recipe.classes != info.classes:

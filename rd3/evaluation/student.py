@@ -71,7 +71,6 @@ class Evaluation:
 
     @property
     def own_label_bytes(self) -> int | None:
-        """Bytes of the soft labels that the set comes with."""
         return None if self.soft_labels is None else self.soft_labels.nbytes
 
     def own_labels(self, device: torch.device) -> OwnLabels | None:

@@ -43,25 +43,17 @@ def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    return [
-        _bin(float(edges[each]), float(edges[each + 1]), confidence[place == each], right[place == each])
-        for each in range(bins)
-    ]
-
-
-def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> Bin:
-    if not len(right):
-        return Bin(low, high, 0, None, None)
-    return Bin(low, high, len(right), float(confidence.mean()), float(right.mean()))
+    diagram = []
+    for number in range(bins):
+        own = place == number
+        means = (float(confidence[own].mean()), float(right[own].mean())) if own.any() else (None, None)
+        diagram.append(Bin(float(edges[number]), float(edges[number + 1]), int(own.sum()), *means))
+    return diagram
 
 
 def expected_calibration_error(diagram: list[Bin]) -> float:
     """Mean distance of accuracy and confidence (0-1) over the bins, each with the weight of its predictions."""
-    distances = [
-        each.images * abs(each.accuracy - each.confidence)
-        for each in diagram
-        if each.accuracy is not None and each.confidence is not None
-    ]
+    distances = (each.images * abs((each.accuracy or 0) - (each.confidence or 0)) for each in diagram)
     return sum(distances) / sum(each.images for each in diagram)
 
 

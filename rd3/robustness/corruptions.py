@@ -27,44 +27,33 @@ from rd3.seeding import generator
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-class Draw:
-    """Random numbers of one image."""
-
-    def __init__(self, stream: torch.Generator):
-        self._stream = stream
-
-    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Standard normal float64 numbers."""
-        return torch.randn(shape, generator=self._stream, dtype=torch.float64).numpy()
-
-    def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Float64 numbers in [0, 1)."""
-        return torch.rand(shape, generator=self._stream, dtype=torch.float64).numpy()
-
-    def poisson(self, rates: np.ndarray) -> np.ndarray:
-        """Counts with these rates."""
-        return np.asarray(torch.poisson(torch.from_numpy(rates), generator=self._stream))
+def _normal(shape: tuple[int, ...], stream: torch.Generator) -> np.ndarray:
+    return torch.randn(shape, generator=stream, dtype=torch.float64).numpy()
 
 
-def _gaussian_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    return x + c * draw.normal(x.shape)
+def _uniform(shape: tuple[int, ...], stream: torch.Generator) -> np.ndarray:
+    return torch.rand(shape, generator=stream, dtype=torch.float64).numpy()
 
 
-def _shot_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    return draw.poisson(x * c) / c
+def _gaussian_noise(x: np.ndarray, c: float, stream: torch.Generator) -> np.ndarray:
+    return x + c * _normal(x.shape, stream)
 
 
-def _impulse_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
+def _shot_noise(x: np.ndarray, c: float, stream: torch.Generator) -> np.ndarray:
+    return np.asarray(torch.poisson(torch.from_numpy(x * c), generator=stream)) / c
+
+
+def _impulse_noise(x: np.ndarray, c: float, stream: torch.Generator) -> np.ndarray:
     """Salt and pepper in single channels, as ``skimage.util.random_noise``."""
-    changed, white = draw.uniform(x.shape) <= c, draw.uniform(x.shape) <= 0.5
+    changed, white = _uniform(x.shape, stream) <= c, _uniform(x.shape, stream) <= 0.5
     return np.where(changed, white.astype(np.float64), x)
 
 
-def _speckle_noise(x: np.ndarray, c: float, draw: Draw) -> np.ndarray:
-    return np.asarray(x + x * c * draw.normal(x.shape))
+def _speckle_noise(x: np.ndarray, c: float, stream: torch.Generator) -> np.ndarray:
+    return np.asarray(x + x * c * _normal(x.shape, stream))
 
 
-def _gaussian_blur(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
+def _gaussian_blur(x: np.ndarray, c: float, _stream: torch.Generator) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     return np.asarray(gaussian_filter(x, sigma=(c, c, 0), mode="nearest", truncate=4.0))
@@ -83,13 +72,13 @@ def disk_kernel(radius: float, alias_blur: float) -> np.ndarray:
     return np.asarray(correlate1d(correlate1d(disk, weights, 0, mode="mirror"), weights, 1, mode="mirror"))
 
 
-def _defocus_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
+def _defocus_blur(x: np.ndarray, c: tuple[float, float], _stream: torch.Generator) -> np.ndarray:
     from scipy.ndimage import correlate
 
     return np.asarray(correlate(x, disk_kernel(*c)[..., None], mode="mirror"))
 
 
-def _zoom_blur(x: np.ndarray, c: tuple[float, float], _draw: Draw) -> np.ndarray:
+def _zoom_blur(x: np.ndarray, c: tuple[float, float], _stream: torch.Generator) -> np.ndarray:
     """Mean of the image and of enlarged ones; ``c``: end of the range of factors, exclusive, and its step."""
     factors = np.arange(1, *c)
     total = x.copy()
@@ -116,19 +105,19 @@ def _enlarging(side: int, factor: float) -> np.ndarray:
     return large[trim : trim + side]
 
 
-def _brightness(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
+def _brightness(x: np.ndarray, c: float, _stream: torch.Generator) -> np.ndarray:
     """Adds to the value of HSV; hue and saturation stay, so that all channels of a pixel grow by one factor."""
     value: np.ndarray = x.max(axis=2, keepdims=True)
     raised: np.ndarray = np.clip(value + c, 0, 1)
     return np.where(value > 0, x * raised / np.where(value > 0, value, 1), raised)
 
 
-def _contrast(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
+def _contrast(x: np.ndarray, c: float, _stream: torch.Generator) -> np.ndarray:
     means: np.ndarray = x.mean(axis=(0, 1), keepdims=True)
     return np.asarray((x - means) * c + means)
 
 
-def _pixelate(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
+def _pixelate(x: np.ndarray, c: float, _stream: torch.Generator) -> np.ndarray:
     from PIL import Image
 
     image, side = _picture(x), len(x)
@@ -137,7 +126,7 @@ def _pixelate(x: np.ndarray, c: float, _draw: Draw) -> np.ndarray:
     return np.asarray(coarse) / 255.0
 
 
-def _jpeg_compression(x: np.ndarray, c: int, _draw: Draw) -> np.ndarray:
+def _jpeg_compression(x: np.ndarray, c: int, _stream: torch.Generator) -> np.ndarray:
     from PIL import Image
 
     file = io.BytesIO()
@@ -155,8 +144,8 @@ def _picture(x: np.ndarray) -> Any:
 class Corruption(NamedTuple):
     """A corruption and its constants at severities 1 to 5."""
 
-    apply: Callable[[np.ndarray, Any, Draw], np.ndarray]
-    """Takes pixels (H, W, 3) float64 in [0, 1], a constant and random numbers; values are clipped afterwards."""
+    apply: Callable[[np.ndarray, Any, torch.Generator], np.ndarray]
+    """Takes pixels (H, W, 3) float64 in [0, 1], a constant and a random stream; values are clipped afterwards."""
     at_32: Sequence[Any]
     at_64: Sequence[Any]
     larger: Sequence[Any]
@@ -240,7 +229,7 @@ def corrupted(images: torch.Tensor, name: str, severity: int, positions: Sequenc
     constant = how.constants(images.shape[-1])[severity - 1]
     found = []
     for image, position in zip(images.permute(0, 2, 3, 1).numpy(), positions, strict=True):
-        draw = Draw(generator(seed, "corruption", name, severity, int(position)))
-        values = 255 * np.clip(how.apply(image / 255.0, constant, draw), 0, 1)
+        stream = generator(seed, "corruption", name, severity, int(position))
+        values = 255 * np.clip(how.apply(image / 255.0, constant, stream), 0, 1)
         found.append((np.round(values) if how.quantised else values).astype(np.uint8))
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()

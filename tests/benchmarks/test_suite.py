@@ -152,7 +152,7 @@ def test_a_ratio_is_the_median_of_ratios_and_aims_are_judged(small):
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.71, 1.0])
 def test_the_published_cutmix_is_ours_to_the_pixel(lam):
     images, partner, centre = torch.rand(6, 3, 32, 32), torch.randperm(6), (5, 30)
-    box = torch.tensor(cutmix_box(lam, centre, 32, 32)).expand(6, 4)
+    box = torch.tensor(cutmix_box(lam, centre, 32)).expand(6, 4)
     ours = CutMix(CutMix.Settings()).apply(images, partner, torch.zeros(6), box)
     assert torch.equal(published.cutmix(images.clone(), lam, centre, partner), ours)
 

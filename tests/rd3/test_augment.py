@@ -134,8 +134,8 @@ def test_flip_image_by_image():
 
 
 def test_cutmix_box_at_the_ends():
-    assert augment.cutmix_box(0.0, (16, 16), 32, 32) == (0, 32, 0, 32)
-    top, bottom, left, right = augment.cutmix_box(1.0, (16, 16), 32, 32)
+    assert augment.cutmix_box(0.0, (16, 16), 32) == (0, 32, 0, 32)
+    top, bottom, left, right = augment.cutmix_box(1.0, (16, 16), 32)
     assert top == bottom and left == right
     # Side int(32 * sqrt(0.5)) = 22, half 11, clipped at the corner.
-    assert augment.cutmix_box(0.5, (0, 31), 32, 32) == (0, 11, 20, 32)
+    assert augment.cutmix_box(0.5, (0, 31), 32) == (0, 11, 20, 32)

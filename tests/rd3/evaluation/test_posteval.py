@@ -226,7 +226,7 @@ def plain_view(images: torch.Tensor, factor: int, draws: torch.Generator) -> tor
     lam = torch.rand((), generator=draws, dtype=torch.float64).item()
     centre = (int(torch.randint(SIDE, (), generator=draws)), int(torch.randint(SIDE, (), generator=draws)))
     partner = torch.randperm(len(images), generator=draws)
-    top, bottom, left, right = augment.cutmix_box(lam, centre, SIDE, SIDE)
+    top, bottom, left, right = augment.cutmix_box(lam, centre, SIDE)
     mixed = pixels.clone()
     mixed[:, :, top:bottom, left:right] = pixels[partner, :, top:bottom, left:right]
     return mixed
