@@ -10,6 +10,10 @@ from pydantic import model_serializer, model_validator
 from rd3.values import Frozen
 
 
+class NoSettings(Frozen):
+    """Settings of a loss or an augmentation that has none."""
+
+
 class Component(Frozen):
     """The name of a registered loss or augmentation, and its settings.
 

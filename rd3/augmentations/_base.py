@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from rd3.component import Component
+from rd3.component import Component, NoSettings
 from rd3.lazy import torch
 from rd3.registry import Registry
 from rd3.values import Frozen
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 else:
     Draws = tuple
 """CPU tensors whose first dimension is the batch, so that those of several batches can be concatenated."""
-
-
-class NoSettings(Frozen):
-    """Settings of an augmentation that has none."""
 
 
 class Augmentation(ABC):

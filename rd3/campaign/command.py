@@ -203,7 +203,11 @@ def prepared(
 ) -> tuple[Scheduler, Runner]:
     """The scheduler and the runner of a campaign; nothing runs yet."""
     store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
-    larger = _larger_sets(recipes, roots)
+    info_of = partial(dataset_info, roots=roots)
+    try:
+        larger = largest_sets(list(recipes), info_of)
+    except UNKNOWN:  # reported when the recipe runs
+        larger = {}
     order = {recipe.key: place for place, recipe in enumerate(recipes)}
     earlier = {small: large for small, large in larger.items() if order[large] < order[small]}
     pending = [recipe for recipe in recipes if store.find(recipe.kind, recipe.key) is None]
@@ -218,7 +222,7 @@ def prepared(
 
     kind = "cpu" if chosen.device == "cpu" else "cuda"
     rates = shipped_rates(kind, hardware(kind).bf16)
-    estimates = Estimates(queue.recipes, store.find, lambda name: dataset_info(name, roots), rates)
+    estimates = Estimates(queue.recipes, store.find, info_of, rates)
     runner = Runner(
         store=store.root,
         roots=roots,
@@ -246,13 +250,6 @@ def _kept(recipes: Sequence[Recipe], users: Sequence[Recipe], every: bool) -> fr
     needed = {key for recipe in users for _kind, key in recipe.parents()}
     evaluations = (recipe.key for recipe in recipes if isinstance(recipe, EvaluationRecipe))
     return frozenset(key for key in evaluations if every or key in needed)
-
-
-def _larger_sets(recipes: Sequence[Recipe], roots: Roots) -> dict[Key, Key]:
-    try:
-        return largest_sets(list(recipes), lambda name: dataset_info(name, roots))
-    except UNKNOWN:  # reported when the recipe runs
-        return {}
 
 
 def exit_code(scheduler: Scheduler) -> int:

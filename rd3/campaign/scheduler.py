@@ -15,7 +15,7 @@ from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.running import Running
-from rd3.campaign.view import View
+from rd3.campaign.view import View, named
 from rd3.campaign.workers import WorkerDied, WorkerPool
 from rd3.duration import duration
 from rd3.errors import BadValue
@@ -120,7 +120,7 @@ class Scheduler:
         # ``broken``: its process died or has to be replaced; it is retried once, with nothing beside it
         if event.broken and again and not second and not self.must_stop():
             self.queue.again(event.key, event.reason)
-            self.view.note(recipe, f"{event.reason}; retried later, alone")
+            self.view.line(f"{named(recipe)}: {event.reason}; retried later, alone")
             return
         if event.status == "done" and event.pack == 1 and not event.logits_read:
             # Resumed work, whose first report comes sooner than planned, teaches the time of what was left of it.

@@ -40,9 +40,6 @@ class View:
         self.out.write(f"\r{text:<{WIDTH}}\n" if self._live else f"{text}\n")
         self.out.flush()
 
-    def note(self, recipe: Recipe, text: str) -> None:
-        self.line(f"{named(recipe)}: {text}")
-
     def progress(self, recipe: Recipe, fraction: float, note: str, status: str) -> None:
         if note.startswith(RESTARTING):
             self.note(recipe, note)

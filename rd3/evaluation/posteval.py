@@ -22,7 +22,7 @@ from rd3.evaluation.own_teacher import check_class_count, identity, own_teacher
 from rd3.evaluation.packing import Views
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.student import Evaluation, Progress, StudentTraining
-from rd3.evaluation.teaching import LabelledViews, frozen
+from rd3.evaluation.teaching import LabelledViews, OwnLabels, frozen
 from rd3.evaluation.views import Batch
 from rd3.inputs.checked import check_images_and_labels
 from rd3.inputs.notes import Note, Say, warn_of_doubts
@@ -87,8 +87,9 @@ class _Group:
         precision = resolve_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
         teachers = _Teachers(first, precision, images[:2], dataset, copies)
-        own = first.own_labels(device)
-        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, own, first.cached_logits)
+        own = first.soft_labels if first.recipe.protocol.own_labels else None
+        once = None if own is None else OwnLabels(own, device)
+        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, once, first.cached_logits)
         if self._views.cached_logits is None or not self._views.cached_logits.reading:
             list(teachers)  # freeze them all before the clocks of the students start
         self._batches = iter(self._views)

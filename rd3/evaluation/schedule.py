@@ -62,17 +62,13 @@ _BY_ZETA: Mapping[str, Callable[[int, int, float], float]] = {
 def rate_factor(protocol: EvalProtocol, epoch: int) -> float:
     """Factor on the learning rate of a protocol during one epoch, counted from 0.
 
-    The warm-up is linear; the schedule takes the remaining epochs.
+    The warm-up is linear, to the full rate in its last epoch or, with ``warmup_start``, from that factor to 1 in the
+    epoch after it; the schedule takes the remaining epochs.
     """
-    warm = protocol.warmup_epochs
+    warm, start = protocol.warmup_epochs, protocol.warmup_start
     if epoch < warm:
-        return _warmup(epoch, warm, protocol.warmup_start)
+        return (epoch + 1) / warm if start is None else start + (1 - start) * epoch / warm
     after = epoch - warm, protocol.epochs - warm
     if protocol.schedule == "multistep":
         return multistep(*after, protocol.drop_at, protocol.drop_factor)
     return _BY_ZETA[protocol.schedule](*after, protocol.zeta)
-
-
-def _warmup(epoch: int, epochs: int, start: float | None) -> float:
-    """Linear to the full rate in the last warm-up epoch; with ``start``, from that factor to 1 in the epoch after."""
-    return (epoch + 1) / epochs if start is None else start + (1 - start) * epoch / epochs

@@ -21,7 +21,6 @@ from rd3.evaluation.budget import image_steps, label_bytes
 from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.graphed import GraphedSteps
 from rd3.evaluation.kept import save_student
-from rd3.evaluation.own_labels import OwnLabels
 from rd3.evaluation.result import EvalResult
 from rd3.evaluation.schedule import rate_factor
 from rd3.evaluation.views import Batch
@@ -72,12 +71,6 @@ class Evaluation:
     @property
     def own_label_bytes(self) -> int | None:
         return None if self.soft_labels is None else self.soft_labels.nbytes
-
-    def own_labels(self, device: torch.device) -> OwnLabels | None:
-        """The set's own labels, if the student learns from them."""
-        if self.soft_labels is None or not self.recipe.protocol.own_labels:
-            return None
-        return OwnLabels(self.soft_labels, device)
 
 
 @dataclass

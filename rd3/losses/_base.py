@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
+from rd3.component import NoSettings
 from rd3.lazy import torch
 from rd3.registry import Registry
 from rd3.values import Frozen
 
 Labels = Literal["soft", "hard"]
 OfTeacher = Literal["logits", "softmax"]
-
-
-class NoSettings(Frozen):
-    """Settings of a loss that has none."""
 
 
 @dataclass(frozen=True)

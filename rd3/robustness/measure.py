@@ -68,7 +68,7 @@ def _figures(tester: _Tester, recipe: RobustnessRecipe, progress: Progress) -> d
         progress(done / passes, f"{what}, pass {done}/{passes}")
 
     split = recipe.tested_on
-    logits, labels = tester.logits(split), tester.labels(split)
+    logits, labels = tester.logits(split), tester.dataset.labels(split)
     count("test images")
     found: dict[str, Any] = {"tested_on": split, "tested": len(labels), "correct": _correct(logits, labels)}
     found["top1_pct"] = 100 * found["correct"] / len(labels)
@@ -115,14 +115,12 @@ class _Tester:
     device: torch.device
     precision: str
 
-    def labels(self, split: Split) -> np.ndarray:
-        return self.dataset.labels(split)
-
     def temperature(self) -> float | None:
         """Fitted on the validation images; None if the student is tested on them, or there is nothing to fit."""
-        if self.recipe.tested_on == "validation" or not len(self.labels("validation")):
+        labels = self.dataset.labels("validation")
+        if self.recipe.tested_on == "validation" or not len(labels):
             return None
-        return fitted_temperature(self.logits("validation"), self.labels("validation"))
+        return fitted_temperature(self.logits("validation"), labels)
 
     def logits(self, split: Split, name: str = "", severity: int = 0) -> np.ndarray:
         """(N, C) float32 logits of a whole split, corrupted if ``severity`` is not 0."""

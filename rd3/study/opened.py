@@ -94,15 +94,11 @@ class Study:
         found = dict(self._rows.carried(entry.kind, entry.key))
         part, sheet = part_of(entry), self.root / sheet_of(entry)
         if part is not None and (self.root / part).is_file():
-            found |= self._of_part(self.root / part, entry)
+            rows = RowsFile(self.root / part)
+            if (entry.kind, entry.key) not in rows.entries:
+                what = f"{rows.path} does not hold {entry.kind} {entry.key[:12]}, contrary to its name."
+                raise DataCorrupt(what, "download that file again")
+            found |= rows.carried(entry.kind, entry.key)
         if SHEET in entry.files and sheet.is_file():
             found[SHEET] = sheet.read_bytes()
         return found
-
-    def _of_part(self, path: Path, entry: Entry) -> dict[str, bytes]:
-        rows = RowsFile(path)
-        if (entry.kind, entry.key) not in rows.entries:
-            raise DataCorrupt(
-                f"{path} does not hold {entry.kind} {entry.key[:12]}, contrary to its name.", "download that file again"
-            )
-        return rows.carried(entry.kind, entry.key)

@@ -17,9 +17,9 @@ from rd3.errors import BadValue
 from rd3.evaluation import posteval, student, teaching
 from rd3.evaluation.budget import label_bytes
 from rd3.evaluation.label_files import write_labels
-from rd3.evaluation.own_labels import FLOOR, OwnLabels, own_logits
 from rd3.evaluation.packing import Views
 from rd3.evaluation.posteval import Evaluation, evaluate, train_pack
+from rd3.evaluation.teaching import FLOOR, OwnLabels, own_logits
 from rd3.losses import LOSSES, LossTargets
 from rd3.preset_rules import Case
 from rd3.protocol import EvalProtocol, fitting, preset, resolve_protocol
