@@ -23,7 +23,7 @@ from benchmarks.timing import Work
 from rd3.datasets import Dataset, Split, open_dataset
 from rd3.device import set_memory_format
 from rd3.errors import RD3Error
-from rd3.evaluation.student import _ProgressTracker, correct_per_class
+from rd3.evaluation.student import Tester, _ProgressTracker
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Classes, training steps and test images of the whole cell."""
@@ -98,7 +98,7 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
     labels = torch.tensor(some.labels("test"))
 
     def ours() -> int:
-        correct_per_class(student, some, "test", bench.device, precision, _Unwatched())
+        Tester(student, some, bench.device, precision).correct_per_class("test", _Unwatched())
         return MEASURED_TESTED
 
     def plain() -> int:

@@ -213,18 +213,13 @@ class StudentTraining:
             self._read()
         self._watch.trained(epoch)
         if epoch in self._test_epochs:
-            self._tests[epoch] = self._test()
+            tester = Tester(self.network, self.dataset, self.device, self.precision, self.recipe.protocol.test_resize)
+            with self._as_tested():
+                self._tests[epoch] = tester.correct_per_class(self.recipe.tested_on, self._watch)
             if self._evaluation.tested is not None and epoch in self.recipe.protocol.test_epochs:
                 self._evaluation.tested(epoch, self._top1_pct(epoch))
         if epoch < self.recipe.protocol.epochs:
             self._epoch = self._begin_epoch(epoch + 1)
-
-    def _test(self) -> torch.Tensor:
-        resize, split = self.recipe.protocol.test_resize, self.recipe.tested_on
-        with self._as_tested():
-            return correct_per_class(
-                self.network, self.dataset, split, self.device, self.precision, self._watch, resize
-            )
 
     def _as_tested(self) -> contextlib.AbstractContextManager[None]:
         """Inside ``with``, the network has the weights that the protocol tests."""
@@ -232,11 +227,11 @@ class StudentTraining:
 
     def _read(self) -> None:
         """Add the epochs that have ended to the curve."""
-        losses = torch.stack([loss for each in self._unread for loss in each.losses]).tolist()
+        losses = torch.stack([loss for each in self._unread for loss in each.losses]).cpu()
+        of_epochs = losses.split([len(each.losses) for each in self._unread])
         counts = torch.stack([each.correct for each in self._unread]).tolist()
-        for each, correct in zip(self._unread, counts, strict=True):
-            of_epoch, losses = losses[: len(each.losses)], losses[len(each.losses) :]
-            self._curve.append(each.row(of_epoch, correct, self._curve))
+        for each, own, correct in zip(self._unread, of_epochs, counts, strict=True):
+            self._curve.append(each.row(own.tolist(), correct, self._curve))
         self._unread = []
 
     def _top1_pct(self, epoch: int) -> float:
@@ -317,50 +312,42 @@ def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True, capturable=on_cuda)
 
 
-def correct_per_class(
-    student: nn.Module,
-    dataset: Dataset,
-    split: Split,
-    device: torch.device,
-    precision: str,
-    watch: _ProgressTracker,
-    resize: int = 0,
-) -> torch.Tensor:
-    """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode.
+@dataclass(frozen=True)
+class Tester:
+    """Runs a network on all images of a split, as students are tested."""
 
-    ``resize``: as for :func:`logits_on_split`.
-    """
-    labels = torch.tensor(dataset.labels(split))
-    predictions = []
-    student.eval()
-    for logits in logits_on_split(student, dataset, split, device, precision, resize):
-        predictions.append(logits.argmax(dim=1))
-        watch.tested(len(logits))
-    correct = labels[torch.cat(predictions).cpu() == labels]
-    return torch.bincount(correct, minlength=dataset.info.num_classes)
+    network: nn.Module
+    dataset: Dataset
+    device: torch.device
+    precision: str
+    resize: int = 0
+    """Side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are."""
 
+    def correct_per_class(self, split: Split, watch: _ProgressTracker) -> torch.Tensor:
+        """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
+        labels = torch.tensor(self.dataset.labels(split))
+        predictions = []
+        self.network.eval()
+        for logits in self.logits(split):
+            predictions.append(logits.argmax(dim=1))
+            watch.tested(len(logits))
+        correct = labels[torch.cat(predictions).cpu() == labels]
+        return torch.bincount(correct, minlength=self.dataset.info.num_classes)
 
-def logits_on_split(
-    student: nn.Module,
-    dataset: Dataset,
-    split: Split,
-    device: torch.device,
-    precision: str,
-    resize: int,
-    change: Callable[[torch.Tensor, list[int]], torch.Tensor] = lambda images, places: images,
-) -> Iterator[torch.Tensor]:
-    """(B, C) logits of all images of a split, in its order, batch by batch.
+    def logits(
+        self, split: Split, change: Callable[[torch.Tensor, list[int]], torch.Tensor] = lambda images, places: images
+    ) -> Iterator[torch.Tensor]:
+        """(B, C) logits of the images, in the order of the split, batch by batch.
 
-    ``resize``: side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are.
-    ``change`` is applied first, to images (B, 3, H, H) uint8 and their places in the split.
-    """
-    for positions in torch.arange(len(dataset.labels(split))).split(TEST_BATCH):
-        places = positions.tolist()
-        images = change(dataset.images(split, places), places)
-        pixels = to_unit((_centre_of_resized(images, resize) if resize else images).to(device))
-        with torch.no_grad(), autocast(device, precision):
-            logits = student(pixels)
-        yield logits
+        ``change`` is applied first, to images (B, 3, H, H) uint8 and their places in the split.
+        """
+        for positions in torch.arange(len(self.dataset.labels(split))).split(TEST_BATCH):
+            places = positions.tolist()
+            images = change(self.dataset.images(split, places), places)
+            pixels = to_unit((_centre_of_resized(images, self.resize) if self.resize else images).to(self.device))
+            with torch.no_grad(), autocast(self.device, self.precision):
+                logits = self.network(pixels)
+            yield logits
 
 
 def _centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rd3.device import repeatable_kernels, usable_device
 from rd3.errors import DataMissing
 from rd3.evaluation.kept import load_student
-from rd3.evaluation.student import Progress, logits_on_split
+from rd3.evaluation.student import Progress, Tester
 from rd3.recipe import EvaluationRecipe, RobustnessRecipe, recipe_of_kind
 from rd3.robustness.calibration import calibration, fitted_temperature
 from rd3.robustness.corruptions import SEVERITIES, corrupted, corruption
@@ -51,14 +49,14 @@ def measure(
     evaluation, precision = recipe_of_kind(entry.recipe, EvaluationRecipe), entry.result["ran_precision"]
     folder, used = store.fetch("evaluation", recipe.evaluation), usable_device(device)
     student = load_student(folder, evaluation, dataset.info, device=used, precision=precision)
-    tester = _Tester(student, dataset, recipe, evaluation.protocol.test_resize, used, precision)
+    tester = Tester(student, dataset, used, precision, evaluation.protocol.test_resize)
     with repeatable_kernels():
         found = _figures(tester, recipe, progress)
     (out / RESULT).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return {name: value for name, value in found.items() if isinstance(value, int | float | str)} | stopwatch.spent()
 
 
-def _figures(tester: _Tester, recipe: RobustnessRecipe, progress: Progress) -> dict[str, Any]:
+def _figures(tester: Tester, recipe: RobustnessRecipe, progress: Progress) -> dict[str, Any]:
     """All figures of a student; accuracies in per cent, of whole splits."""
     passes, done = 1 + len(recipe.corruptions) * len(SEVERITIES), 0
 
@@ -68,15 +66,15 @@ def _figures(tester: _Tester, recipe: RobustnessRecipe, progress: Progress) -> d
         progress(done / passes, f"{what}, pass {done}/{passes}")
 
     split = recipe.tested_on
-    logits, labels = tester.logits(split), tester.dataset.labels(split)
+    logits, labels = _logits(tester, recipe, split), tester.dataset.labels(split)
     count("test images")
     found: dict[str, Any] = {"tested_on": split, "tested": len(labels), "correct": _correct(logits, labels)}
     found["top1_pct"] = 100 * found["correct"] / len(labels)
-    found |= calibration(logits, labels, tester.temperature())
+    found |= calibration(logits, labels, _temperature(tester, recipe))
     corrupted_correct: dict[str, list[int]] = {}
     for name in recipe.corruptions:
         for severity in SEVERITIES:
-            right = _correct(tester.logits(split, name, severity), labels)
+            right = _correct(_logits(tester, recipe, split, name, severity), labels)
             corrupted_correct.setdefault(name, []).append(right)
             count(f"{name} {severity}")
     return found | _accuracies(corrupted_correct, len(labels))
@@ -103,30 +101,18 @@ def _correct(logits: np.ndarray, labels: np.ndarray) -> int:
     return int((logits.argmax(axis=1) == labels).sum())
 
 
-@dataclass(frozen=True)
-class _Tester:
-    """Runs a student on a split, as the test of its evaluation does."""
+def _temperature(tester: Tester, recipe: RobustnessRecipe) -> float | None:
+    """Fitted on the validation images; None if the student is tested on them, or there is nothing to fit."""
+    labels = tester.dataset.labels("validation")
+    if recipe.tested_on == "validation" or not len(labels):
+        return None
+    return fitted_temperature(_logits(tester, recipe, "validation"), labels)
 
-    student: nn.Module
-    dataset: Dataset
-    recipe: RobustnessRecipe
-    resize: int
-    """Side to which test images are resized before the centre crop; 0: they are not."""
-    device: torch.device
-    precision: str
 
-    def temperature(self) -> float | None:
-        """Fitted on the validation images; None if the student is tested on them, or there is nothing to fit."""
-        labels = self.dataset.labels("validation")
-        if self.recipe.tested_on == "validation" or not len(labels):
-            return None
-        return fitted_temperature(self.logits("validation"), labels)
+def _logits(tester: Tester, recipe: RobustnessRecipe, split: Split, name: str = "", severity: int = 0) -> np.ndarray:
+    """(N, C) float32 logits of a whole split, corrupted if ``severity`` is not 0."""
 
-    def logits(self, split: Split, name: str = "", severity: int = 0) -> np.ndarray:
-        """(N, C) float32 logits of a whole split, corrupted if ``severity`` is not 0."""
+    def corrupt(images: torch.Tensor, places: list[int]) -> torch.Tensor:
+        return corrupted(images, name, severity, places, recipe.seed)
 
-        def corrupt(images: torch.Tensor, places: list[int]) -> torch.Tensor:
-            return corrupted(images, name, severity, places, self.recipe.seed)
-
-        batches = logits_on_split(self.student, self.dataset, split, self.device, self.precision, self.resize, corrupt)
-        return np.asarray(torch.cat([logits.float().cpu() for logits in batches]))
+    return np.asarray(torch.cat([logits.float().cpu() for logits in tester.logits(split, corrupt)]))

@@ -433,7 +433,7 @@ def test_averaged_parameters_are_tested_and_change_no_step(monkeypatch):
     """Against the recursion in double precision over the parameters after each step."""
     after: list[list[torch.Tensor]] = []
     tested: list[dict[str, torch.Tensor]] = []
-    step, correct = student.StudentTraining.step, student.correct_per_class
+    step, correct = student.StudentTraining.step, student.Tester.correct_per_class
 
     def values(network):
         return [parameter.detach().double().clone() for parameter in network.parameters()]
@@ -444,12 +444,12 @@ def test_averaged_parameters_are_tested_and_change_no_step(monkeypatch):
         step(self, batch)
         after.append(values(self.network))
 
-    def watched_test(network, *rest):
-        tested.append(copy.deepcopy(network.state_dict()))
-        return correct(network, *rest)
+    def watched_test(self, *rest):
+        tested.append(copy.deepcopy(self.network.state_dict()))
+        return correct(self, *rest)
 
     monkeypatch.setattr(student.StudentTraining, "step", watched_step)
-    monkeypatch.setattr(student, "correct_per_class", watched_test)
+    monkeypatch.setattr(student.Tester, "correct_per_class", watched_test)
     averaged = run(recipe(epochs=4, ema=0.8, test_epochs=(2,)))
     live, after[:] = list(after), []
     plain = run(recipe(epochs=4, test_epochs=(2,)))
