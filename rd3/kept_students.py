@@ -40,7 +40,9 @@ def with_student(recorded: Entry, again: Entry, recorded_folder: Path, folder: P
     Their files are in the two folders.  Raises :class:`OtherResult` if the results differ: weights are kept only with
     the result that was measured with them.
     """
-    difference = difference_of(recorded, again, recorded_folder, folder)
+    difference = differing_figure(recorded.result, again.result)
+    if not difference and _by_class(recorded_folder) not in (None, _by_class(folder)):
+        difference = "other numbers of correct predictions by class"
     if difference:
         raise OtherResult(
             f"Evaluation {again.key[:12]} ran again to keep its student and has {difference}; the recorded result "
@@ -51,16 +53,8 @@ def with_student(recorded: Entry, again: Entry, recorded_folder: Path, folder: P
     return recorded.model_copy(update={"files": {**recorded.files, STUDENT: again.files[STUDENT]}}).sealed()
 
 
-def difference_of(recorded: Entry, again: Entry, recorded_folder: Path, folder: Path) -> str:
-    """How two results of an evaluation differ, as ``87 correct predictions instead of 86``; empty if they do not."""
-    difference = differing_figure(recorded.result, again.result)
-    if not difference and _by_class(recorded_folder) not in (None, _by_class(folder)):
-        difference = "other numbers of correct predictions by class"
-    return difference
-
-
 def differing_figure(recorded: dict[str, Any], again: dict[str, Any]) -> str:
-    """As :func:`difference_of`, from the results of the ledger entries alone."""
+    """How two results of an evaluation differ, as ``87 correct predictions instead of 86``; empty if they do not."""
     for name, what in (("tested", "tested images"), ("correct", "correct predictions")):
         before, now = recorded.get(name), again.get(name)
         if before != now:

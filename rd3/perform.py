@@ -202,14 +202,12 @@ class Context:
 
     def spent(self, recipe: SetRecipe) -> dict[str, float]:
         """Recorded generation time of a set's parents, of those whose time counts (not of teachers and backbones)."""
-        spent = {"wall_s": 0.0, "process_s": 0.0}
-        for kind, key in recipe.parents():
-            if not KINDS[kind].counts_as_generation:
-                continue
-            result = existing(self.store, kind, key).result
-            for unit in spent:
-                spent[unit] += result.get(f"generation_{unit}", result.get(unit, 0.0))
-        return spent
+        counted = [(kind, key) for kind, key in recipe.parents() if KINDS[kind].counts_as_generation]
+        results = [existing(self.store, kind, key).result for kind, key in counted]
+        return {
+            clock: sum((result.get(f"generation_{clock}", result.get(clock, 0.0)) for result in results), 0.0)
+            for clock in ("wall_s", "process_s")
+        }
 
 
 Output = tuple[dict[str, Any], str | None]

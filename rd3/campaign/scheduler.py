@@ -148,13 +148,14 @@ class Scheduler:
         waiting = list(self.queue.ready())
         if self.seconds is None or self.started or not waiting or self.interrupted:
             return
-        # A recipe whose finished parts are kept starts if one of them fits.
-        part_s = {
-            recipe.key: self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key) for recipe in waiting
-        }
-        least = min(waiting, key=lambda recipe: part_s[recipe.key])
+
+        def part_s(recipe: Recipe) -> float:
+            """A recipe whose finished parts are kept starts if one of them fits."""
+            return self.estimates.seconds(recipe.key) / self.estimates.parts(recipe.key)
+
+        least = min(waiting, key=part_s)
         parts = self.estimates.parts(least.key)
-        one_part = f", {duration(part_s[least.key])} for each of its {parts} parts, which are kept" if parts > 1 else ""
+        one_part = f", {duration(part_s(least))} for each of its {parts} parts, which are kept" if parts > 1 else ""
         raise BadValue(
             f"--minutes {self.seconds / 60:g} is too short to run anything: {least.label()} takes about "
             f"{duration(self.estimates.seconds(least.key))}{one_part}.",
