@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,9 +114,7 @@ class _Group:
         self._finish_step()
         batch = next(self._batches, None) if self._students else None
         if batch is None:
-            for number, student in list(self._students.items()):
-                with self._ending_alone(number):
-                    self._outcomes[number] = student.result()
+            self._for_each(lambda number, student: self._outcomes.update({number: student.result()}))
             return False
         self._last = batch.batch.last
         self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
@@ -131,20 +129,18 @@ class _Group:
         self._queued = []
         if self._last:
             self._last = False
-            for number, student in list(self._students.items()):
-                with self._ending_alone(number):
-                    student.end_epoch()
+            self._for_each(lambda _number, student: student.end_epoch())
 
-    @contextlib.contextmanager
-    def _ending_alone(self, number: int) -> Iterator[None]:
-        """An error inside ``with`` is the outcome of the student with this ``id``, which leaves."""
-        try:
-            yield
-        except Exception as error:
-            if ends_the_process(error):
-                raise
-            self._outcomes[number] = error
-            del self._students[number]
+    def _for_each(self, act: Callable[[int, StudentTraining], None]) -> None:
+        """Call ``act`` with every student and its ``id``; a student with an error leaves, with it as the outcome."""
+        for number, student in list(self._students.items()):
+            try:
+                act(number, student)
+            except Exception as error:
+                if ends_the_process(error):
+                    raise
+                self._outcomes[number] = error
+                del self._students[number]
 
 
 class _Teachers(Sequence[nn.Module]):
