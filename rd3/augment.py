@@ -43,13 +43,7 @@ def take_lines(images: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) 
 
 
 def crop_boxes(
-    batch: int,
-    height: int,
-    width: int,
-    min_area: float,
-    stream: torch.Generator,
-    *,
-    ratio: tuple[float, float] = RATIO,
+    batch: int, height: int, width: int, min_area: float, stream: torch.Generator, *, ratio: tuple[float, float] = RATIO
 ) -> torch.Tensor:
     """(batch, 4) int64 boxes (top, left, height, width), distributed as in torchvision's ``RandomResizedCrop``.
 

@@ -364,12 +364,9 @@ class Preset(Frozen):
 @functools.cache
 def presets() -> dict[str, Preset]:
     """The presets that ship with RD3, by name."""
-    found: dict[str, Preset] = {}
-    for entry in sorted(files("rd3").joinpath("presets").iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".yaml"):
-            preset = Preset.model_validate(yaml.safe_load(entry.read_text()))
-            found[preset.name] = preset
-    return found
+    entries = sorted(files("rd3").joinpath("presets").iterdir(), key=lambda entry: entry.name)
+    texts = (entry.read_text() for entry in entries if entry.name.endswith(".yaml"))
+    return {found.name: found for found in (Preset.model_validate(yaml.safe_load(text)) for text in texts)}
 
 
 def preset(name: str) -> Preset:

@@ -16,7 +16,7 @@ from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.running import Running
 from rd3.campaign.view import View, named
-from rd3.campaign.workers import WorkerDied, WorkerPool
+from rd3.campaign.workers import WorkerPool
 from rd3.duration import duration
 from rd3.errors import BadValue
 from rd3.evaluation.packing import PACK_SIZE, Packing
@@ -103,14 +103,11 @@ class Scheduler:
             found.append(recipe)
         return found
 
-    def handle(self, event: Event | WorkerDied, *, again: bool = True) -> None:
+    def handle(self, event: Event, *, again: bool = True) -> None:
         """Handle an event of a recipe; with ``again``, a recipe whose process died may be retried once."""
         if isinstance(event, Progressed):
             self.running[event.key].report(self.clock(), event.fraction, event.note)
             self.view.progress(self.queue.recipes[event.key], event.fraction, event.note, self.status())
-        elif isinstance(event, WorkerDied):
-            for key in event.keys:
-                self._ended(Ended(key, "killed", event.reason, broken=True), again)
         else:
             self._ended(event, again)
 

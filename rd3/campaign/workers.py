@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rd3.campaign.runner import Ended, Event, Runner
 from rd3.evaluation.sharing import LogitsCache
@@ -23,13 +23,6 @@ from rd3.recipe import Key, Recipe, to_json
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
-
-
-class WorkerDied(NamedTuple):
-    """A worker died with these recipes unfinished."""
-
-    keys: tuple[Key, ...]
-    reason: str
 
 
 @dataclass
@@ -73,13 +66,13 @@ class WorkerPool:
         self._workers.append(worker)
         return worker
 
-    def events(self, timeout_s: float) -> Iterator[Event | WorkerDied]:
+    def events(self, timeout_s: float) -> Iterator[Event]:
         """Events since the last call; waits up to ``timeout_s`` seconds for the first one."""
         ready = set(connection.wait([worker.pipe for worker in self._workers], timeout_s))
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             yield from self._received(worker)
 
-    def _received(self, worker: _Worker) -> Iterator[Event | WorkerDied]:
+    def _received(self, worker: _Worker) -> Iterator[Event]:
         try:
             while worker.pipe.poll():
                 event = worker.pipe.recv()
@@ -99,10 +92,11 @@ class WorkerPool:
         worker.process.join()
         worker.pipe.close()
 
-    def _lost(self, worker: _Worker, reason: str) -> Iterator[WorkerDied]:
+    def _lost(self, worker: _Worker, reason: str) -> Iterator[Ended]:
+        """Ends of the recipes that a worker has not finished."""
         self._end(worker)
-        if worker.keys:
-            yield WorkerDied(tuple(worker.keys), reason)
+        for key in worker.keys:
+            yield Ended(key, "killed", reason, broken=True)
 
     def request_stop(self) -> None:
         """Ask every worker to stop at its next progress report, which it confirms with an event."""

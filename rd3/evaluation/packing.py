@@ -41,20 +41,9 @@ class Views(Frozen):
 
     @classmethod
     def of(cls, recipe: EvaluationRecipe) -> Views:
-        protocol = recipe.protocol
-        return cls(
-            set=recipe.set,
-            teachers=recipe.teachers,
-            augmentation=protocol.augmentation,
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            teacher_mode=protocol.teacher_mode,
-            once=protocol.soft_labels in ("once", "own"),
-            label_epochs=protocol.label_epochs,
-            label_reuse=protocol.label_reuse,
-            precision=protocol.precision,
-            student_seed=recipe.student_seed,
-        )
+        shared = {name: value for name, value in recipe.protocol if name in cls.model_fields}
+        once, seed = recipe.protocol.soft_labels in ("once", "own"), recipe.student_seed
+        return cls(set=recipe.set, teachers=recipe.teachers, once=once, student_seed=seed, **shared)
 
 
 class Packing:

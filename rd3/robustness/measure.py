@@ -58,25 +58,19 @@ def measure(
 
 def _figures(tester: Tester, recipe: RobustnessRecipe, progress: Progress) -> dict[str, Any]:
     """All figures of a student; accuracies in per cent, of whole splits."""
-    passes, done = 1 + len(recipe.corruptions) * len(SEVERITIES), 0
-
-    def count(what: str) -> None:
-        nonlocal done
-        done += 1
-        progress(done / passes, f"{what}, pass {done}/{passes}")
-
+    corruptions = [(name, severity) for name in recipe.corruptions for severity in SEVERITIES]
+    passes = 1 + len(corruptions)
     split = recipe.tested_on
     logits, labels = _logits(tester, recipe, split), tester.dataset.labels(split)
-    count("test images")
+    progress(1 / passes, f"test images, pass 1/{passes}")
     found: dict[str, Any] = {"tested_on": split, "tested": len(labels), "correct": _correct(logits, labels)}
     found["top1_pct"] = 100 * found["correct"] / len(labels)
     found |= calibration(logits, labels, _temperature(tester, recipe))
     corrupted_correct: dict[str, list[int]] = {}
-    for name in recipe.corruptions:
-        for severity in SEVERITIES:
-            right = _correct(_logits(tester, recipe, split, name, severity), labels)
-            corrupted_correct.setdefault(name, []).append(right)
-            count(f"{name} {severity}")
+    for number, (name, severity) in enumerate(corruptions, 2):
+        right = _correct(_logits(tester, recipe, split, name, severity), labels)
+        corrupted_correct.setdefault(name, []).append(right)
+        progress(number / passes, f"{name} {severity}, pass {number}/{passes}")
     return found | _accuracies(corrupted_correct, len(labels))
 
 
