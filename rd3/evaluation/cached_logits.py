@@ -27,7 +27,7 @@ from rd3.evaluation.logits_folder import VIEWS_DIGITS, LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.hardware import processor
 from rd3.recipe import EvaluationRecipe
-from rd3.soft_labels import raw
+from rd3.tensor_bytes import value_bytes
 from rd3.values import digest
 
 MAGIC = b"RD3 logits 1\n"
@@ -177,7 +177,7 @@ class LogitsStream:
             self._writer.write(_header(layout, self._rows))
 
     def _append(self, writer: BinaryIO, logits: Sequence[torch.Tensor]) -> None:
-        chunk = b"".join(map(raw, logits))
+        chunk = b"".join(map(value_bytes, logits))
         writer.write(chunk + _seal(self._next, chunk))
         if self._next + 1 == self._chunks:
             self._cached.folder.complete(self._name, writer)
