@@ -89,11 +89,9 @@ class Found:
 
     def stamp(self, training_only: bool = False) -> list[str]:
         """Names, sizes and times of the files of these parts."""
-        return (
-            ["training only", *self.train.stamp()]
-            if training_only
-            else [*self.train.stamp(), "test", *self.test.stamp()]
-        )
+        if training_only:
+            return ["training only", *self.train.stamp()]
+        return [*self.train.stamp(), "test", *self.test.stamp()]
 
 
 def counts_text(counts: Sequence[int]) -> str:

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from rd3.datasets._base import Roots
@@ -96,17 +95,12 @@ def fetch(name: str, roots: Roots) -> Copy:
             f"{_network_fix(str(error))}, or obtain {name} manually: {source.obtain.format(folder=target)}",
         ) from error
     else:
-        _put_in_place(staging, target)
+        with write_errors(base, "choose another home folder"):
+            try:
+                os.rename(staging, target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process has put its own download there
+                    raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return source.survey(roots)
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    """Rename a whole download to ``target``, unless another process has put its own there in the meantime."""
-    with write_errors(target.parent, "choose another home folder"):
-        try:
-            os.rename(staging, target)
-        except OSError:
-            if not target.is_dir():
-                raise

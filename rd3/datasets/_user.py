@@ -190,7 +190,12 @@ def add_folder(
         """The command that registers another folder under this name."""
         return f"rd3 data add {name} --folder {shlex.quote(str(other))} --resolution {resolution}"
 
-    _refuse_other_layouts(folder, add)
+    for test in (folder / name for name in TEST_NAMES):
+        if (test / "val_annotations.txt").is_file():
+            raise BadValue(
+                f"{test} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
+                f"register the training images, from which a test split is drawn: {add(folder / 'train')}",
+            )
     layout = _parquet_layout(folder, say) or _folder_layout(folder, add)
     class_ids = layout.class_ids
     info = DatasetInfo(
@@ -217,18 +222,19 @@ def add_folder(
         check_classes(found, class_ids, "test", carved=layout.carved)
     for part, records in found.parts().items():
         _check_pictures(records, part, say)
-    counts = {
-        "train_count": len(found.train),
-        "test_count": len(found.test),
-        "train_per_class": int(np.bincount(found.train.labels).min()),
-        "normalisation": _measured(found.train, info, say),
-    }
+    info = info.model_copy(
+        update={
+            "train_count": len(found.train),
+            "test_count": len(found.test),
+            "train_per_class": int(np.bincount(found.train.labels).min()),
+            "normalisation": _measured(found.train, info, say),
+        }
+    )
     for note in layout.notes:
         say(note)
     copies, compared = found.test.copies_in(found.train, COMPARED_FILES)
     if copies:
         say(Note(f"{copies} of {compared} test images compared are also among the training images", doubtful=True))
-    info = info.model_copy(update=counts)
     register(name, layout.entry | {"info": info.model_dump(mode="json", exclude={"classes"})}, folder, roots)
     return info
 
@@ -273,15 +279,23 @@ def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
 
 def _folder_layout(folder: Path, add: Callable[[Path], str]) -> _Layout:
     """``add`` gives the command that would register another folder."""
-    train, test = _split_folders(folder, add)
-    class_ids, by_numbers = _class_folders(folder / train if test else folder, None if test else add)
-    tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)] if test else []
-    if test:
-        with _or_another(tests):
-            _check_same(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
+    train, test = _named(folder, TRAIN_NAMES), _named(folder, TEST_NAMES)
+    if train is None:
+        class_ids, by_numbers = _class_folders(folder, add)
+        return _Layout(class_ids, {"test": None}, carved=True, notes=_notes(folder, ["."], class_ids, by_numbers))
+    if test is None:
+        raise DataMissing(
+            f"{folder} has a folder {train}, but no folder {' or '.join(TEST_NAMES)}.",
+            f"add the test folder, or register the training images to have a test split drawn from them: "
+            f"{add(folder / train)}",
+        )
+    class_ids, by_numbers = _class_folders(folder / train, None)
+    tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)]
+    with _or_another(tests):
+        _check_same(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
     entry = {"test": test} if train == "train" else {"train": train, "test": test}
-    notes = _notes(folder, (train, test) if test else (".",), class_ids, by_numbers)
-    return _Layout(class_ids, entry, carved=test is None, notes=notes, tests=tests)
+    notes = _notes(folder, [train, test], class_ids, by_numbers)
+    return _Layout(class_ids, entry, carved=False, notes=notes, tests=tests)
 
 
 class Sides(NamedTuple):
@@ -339,15 +353,6 @@ def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numb
 
 def _not_used(split: str, count: int, test: str) -> Note:
     return Note(f"{split} ({count} images) is not used: {test} is the test split")
-
-
-def _refuse_other_layouts(folder: Path, add: Callable[[Path], str]) -> None:
-    """Raise for layouts without class folders that are known by their files."""
-    for val in (folder / part for part in TEST_NAMES if (folder / part / "val_annotations.txt").is_file()):
-        raise BadValue(
-            f"{val} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
-            f"register the training images, from which a test split is drawn: {add(folder / 'train')}",
-        )
 
 
 def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
@@ -448,21 +453,6 @@ def _moved(there: Path, lacking: Path) -> str:
     if not any(there.iterdir()):
         return f"remove {there}, which is empty, or put images into it and into {lacking}"
     return f"move some images of {there} to {lacking}, or remove {there}"
-
-
-def _split_folders(folder: Path, add: Callable[[Path], str]) -> tuple[str, str | None]:
-    """Names of the folders of the two splits; the second is None if there is no folder of training images."""
-    train = _named(folder, TRAIN_NAMES)
-    if train is None:
-        return "train", None
-    test = _named(folder, TEST_NAMES)
-    if test is not None:
-        return train, test
-    raise DataMissing(
-        f"{folder} has a folder {train}, but no folder {' or '.join(TEST_NAMES)}.",
-        f"add the test folder, or register the training images to have a test split drawn from them: "
-        f"{add(folder / train)}",
-    )
 
 
 def _named(folder: Path, names: Sequence[str]) -> str | None:

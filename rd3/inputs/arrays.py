@@ -73,7 +73,8 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     try:
         array = np.asanyarray(value)
     except Exception as error:
-        raise BadValue(f"{what} cannot be read as numbers ({_first_line(error)}).", _fix(what)) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadValue(f"{what} cannot be read as numbers ({first}).", _fix(what)) from error
     if np.ma.is_masked(array):
         raise BadValue(f"{what}: a masked array with masked values.", "fill them or leave their rows out")
     if array.dtype.kind not in "buif":
@@ -83,10 +84,6 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     if array.dtype.kind == "f" and array.itemsize > 8:
         array = array.astype(np.float64)
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Note]]:

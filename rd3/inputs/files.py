@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import stat
@@ -72,19 +73,12 @@ def require_regular(path: str | Path, found: os.stat_result) -> None:
 def require_unbroken_links(folder: Path) -> None:
     """Raise :class:`DataMissing` if a link in a folder of classes leads nowhere, since it may have been a class."""
     links = sorted(path for path in folder.iterdir() if path.is_symlink() and not is_litter(path.name))
-    lost = [path for path in links if not _leads_somewhere(path)]
+    lost = list(itertools.filterfalse(os.path.exists, links))  # or without permission to look
     if lost:
         raise DataMissing(
             f"{lost[0]} is a link to {lost[0].readlink()}, which is missing or cannot be read.",
             "restore what it leads to, or remove the link",
         )
-
-
-def _leads_somewhere(link: Path) -> bool:
-    try:
-        return link.exists()
-    except OSError:  # no permission
-        return False
 
 
 def fix_of_layout(folder: Path) -> str | None:

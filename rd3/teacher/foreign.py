@@ -187,7 +187,8 @@ def _fitting(
 ) -> tuple[Weights, list[int] | None]:
     """The weights in the names and shapes of the network, and the rows of its last layer that were kept."""
     expected = built.network.state_dict()
-    checkpoint = _checkpoint(source)
+    published = str(source).startswith(TORCHVISION)
+    checkpoint = Checkpoint(source, _torchvision(str(source))) if published else Checkpoint.open(Path(source))
     found = checkpoint.weights(expected, entry)
     head = f"{built.head_name}.weight"
     tensors = {name: _plain(name, value, source) for name, value in found.tensors.items()}
@@ -234,11 +235,6 @@ def _plain(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
         kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "empty or sparse"
         raise BadValue(f"{name} in {source} is a {kind} tensor.", "save the weights as plain floating-point tensors")
     return value.detach()
-
-
-def _checkpoint(source: Path | str) -> Checkpoint:
-    text = str(source)
-    return Checkpoint(text, _torchvision(text)) if text.startswith(TORCHVISION) else Checkpoint.open(Path(source))
 
 
 def weights_digest(
