@@ -17,7 +17,7 @@ from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.inputs.label_type import GIVE_INT64, largest_exact, require_exact
-from rd3.inputs.parquet import open_parquet, parquet_class_names
+from rd3.inputs.parquet import DOWNLOAD_AGAIN, open_parquet, parquet_class_names
 from rd3.lazy import pa, pq
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SHARD = re.compile(r"(?P<split>train|test|validation|valid|val)(?:-(?P<n>\d+)-of-(?P<of>\d+)(?:-[0-9a-f]+)?)?\.parquet")
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("fine_label", "label", "labels")
+_CONVERT = "convert it to the Hugging Face image layout"
 
 
 def shards(folder: Path) -> dict[str, list[Path]]:
@@ -70,10 +71,7 @@ def column_of(opened: pq.ParquetFile, path: Path, names: Sequence[str]) -> str:
     for name in names:
         if name in have:
             return name
-    raise DataCorrupt(
-        f"{path} has the columns {', '.join(have)}; expected {' or '.join(names)}.",
-        "convert it to the Hugging Face image layout",
-    )
+    raise DataCorrupt(f"{path} has the columns {', '.join(have)}; expected {' or '.join(names)}.", _CONVERT)
 
 
 class _Layout(NamedTuple):
@@ -123,10 +121,7 @@ class ParquetRecords(Records):
                 for batch in open_parquet(path).iter_batches(batch_size=512, columns=[column]):
                     yield batch.column(0)
             except (pa.ArrowException, OSError) as error:
-                raise DataCorrupt(
-                    f"{path} is damaged ({str(error).splitlines()[0]}).",
-                    "download that file again from its source",
-                ) from error
+                raise DataCorrupt(f"{path} is damaged ({str(error).splitlines()[0]}).", DOWNLOAD_AGAIN) from error
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -134,17 +129,13 @@ class ParquetRecords(Records):
         column, least = self._layout.label_column, set[int]()  # least numbers of the types
         for array in self._batches(column):
             if not pa.types.is_integer(array.type):
-                raise DataCorrupt(
-                    f"{self.files[0]}: column {column} is {array.type}, expected int64.",
-                    "convert it to the Hugging Face image layout",
-                )
-            require_exact(
-                array, f"labels in column {column!r} of {self.files[0]}", self.info.num_classes, self.info.name
-            )
+                raise DataCorrupt(f"{self.files[0]}: column {column} is {array.type}, expected int64.", _CONVERT)
+            what = f"labels in column {column!r} of {self.files[0]}"
+            require_exact(array, what, self.info.num_classes, self.info.name)
             least.add(-(largest_exact(str(array.type)) or 0) - 1)
             if array.null_count:
                 row = sum(map(len, parts)) + array.is_valid().to_pylist().index(False)
-                raise DataCorrupt(f"{self.where(row)} has no label.", "download that file again from its source")
+                raise DataCorrupt(f"{self.where(row)} has no label.", DOWNLOAD_AGAIN)
             # Through the buffer, as pyarrow's conversion to NumPy imports pandas, which takes seconds.
             whole = array.cast(pa.int64())
             values = np.frombuffer(whole.buffers()[1], dtype=np.int64)
@@ -167,9 +158,7 @@ class ParquetRecords(Records):
         for array in self._batches(self._layout.image_column):
             for encoded in self._bytes(array):
                 if not encoded:
-                    raise DataCorrupt(
-                        f"{self.where(row)} has no image bytes.", "download that file again from its source"
-                    )
+                    raise DataCorrupt(f"{self.where(row)} has no image bytes.", DOWNLOAD_AGAIN)
                 yield encoded
                 row += 1
 
@@ -179,7 +168,7 @@ class ParquetRecords(Records):
             return encoded
         raise DataCorrupt(
             f"{self.files[0]}: column {self._layout.image_column} is {array.type}, expected struct<bytes, path>.",
-            "convert it to the Hugging Face image layout",
+            _CONVERT,
         )
 
 

@@ -11,7 +11,7 @@ from rd3.errors import DataCorrupt
 from rd3.foreign_files import broken_file
 from rd3.lazy import pa, pq
 
-_AGAIN = "download that file again from its source"
+DOWNLOAD_AGAIN = "download that file again from its source"
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -20,7 +20,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         size, fact = path.stat().st_size, str(error).splitlines()[0]
-        corrupt = DataCorrupt(f"{path} is not a complete Parquet file ({size} bytes: {fact}).", _AGAIN)
+        corrupt = DataCorrupt(f"{path} is not a complete Parquet file ({size} bytes: {fact}).", DOWNLOAD_AGAIN)
         raise broken_file(path) or corrupt from error
 
 
@@ -29,7 +29,7 @@ def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
     try:
         return open_parquet(path).read(list(names))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataCorrupt(f"{path} is damaged ({str(error).splitlines()[0]}).", _AGAIN) from error
+        raise DataCorrupt(f"{path} is damaged ({str(error).splitlines()[0]}).", DOWNLOAD_AGAIN) from error
 
 
 def parquet_class_names(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -39,7 +38,12 @@ def soft_labels_of(
         _require_normalised(given)
     columns = given if order is None else columns_in_order(given, order, info)
     soft = SoftLabels(columns.contiguous(), resolved)
-    return soft, [_described(soft, kind), *_stated_kind_in_doubt(soft), _agreement(soft, labels, given, order, info)]
+    how = "as stated" if kind is not None else "rows sum to 1" if resolved == "probabilities" else "values below 0"
+    shape = " x ".join(map(str, given.shape))
+    notes = [Note(f"soft labels: {shape} {soft.dtype} {resolved} ({how}), {soft.nbytes} bytes")]
+    if resolved == "logits" and bool((given >= 0).all()) and _wrong_sum(given) is None:
+        notes.append(Note("soft labels are stated as logits, but their rows sum to 1 as probabilities do", True))
+    return soft, [*notes, _agreement(soft, labels, given, order, info)]
 
 
 def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) -> torch.Tensor:
@@ -113,17 +117,6 @@ def _require_normalised(given: torch.Tensor) -> None:
             f"Row {wrong[0]} of soft_labels sums to {wrong[1]:.4g}, where probabilities sum to 1.",
             "normalise the rows: soft_labels / soft_labels.sum(1, keepdim=True)",
         )
-
-
-def _described(soft: SoftLabels, stated: Any) -> Note:
-    count, classes = soft.values.shape
-    how = "as stated" if stated is not None else "rows sum to 1" if soft.kind == "probabilities" else "values below 0"
-    return Note(f"soft labels: {count} x {classes} {soft.dtype} {soft.kind} ({how}), {soft.nbytes} bytes")
-
-
-def _stated_kind_in_doubt(soft: SoftLabels) -> Iterator[Note]:
-    if soft.kind == "logits" and bool((soft.values >= 0).all()) and _wrong_sum(soft.values) is None:
-        yield Note("soft labels are stated as logits, but their rows sum to 1 as probabilities do", doubtful=True)
 
 
 def _agreement(

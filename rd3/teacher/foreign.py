@@ -22,7 +22,7 @@ from rd3.known_constants import constants, option, spelled
 from rd3.models import NormalisedNetwork, build_network
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe
 from rd3.stopwatch import Stopwatch
-from rd3.teacher.artifact import Predictions, Progress, write_teacher
+from rd3.teacher.artifact import Predictions, Progress, verification_list, write_teacher
 from rd3.teacher.class_order import FOUND, check_class_order_options, imagenet_outputs, outputs_of
 from rd3.teacher.fit import check_fit
 from rd3.teacher.plausibility import (
@@ -40,7 +40,7 @@ from rd3.tensor_bytes import sha256_of
 
 TORCHVISION = "torchvision:"
 _ASKED_IMAGES = 8
-"""Images on which it is seen whether logits depend on anything else."""
+"""Images on which it is seen whether logits depend on anything else, as those of a user's own network may."""
 Notice = Callable[[str], None]
 """Gets a sentence about what was found and does not prevent the import."""
 _ORDER_FIX = (
@@ -103,7 +103,9 @@ def import_weights(
     for sentence_on_file in found.said:
         notice(sentence_on_file)
     built = built.eval().to(device)
-    _check_steady(str(source), network, built, dataset, device)
+    pixels = to_unit(dataset.images("validation", verification_list(dataset)[:_ASKED_IMAGES]).to(device))
+    with observed() as called, torch.inference_mode():
+        check_steady(f"Network {network} with the weights of {source}", built, pixels, called)
     if class_order == FOUND:
         order = [int(row) for row in found_order(built, dataset, device)]
         _keep_rows(built.head, order)
@@ -124,13 +126,6 @@ def import_weights(
         ),
     )  # fmt: skip
     return recipe, manifest.test_figures() | stopwatch.spent()
-
-
-def _check_steady(source: str, network: str, built: NormalisedNetwork, dataset: Dataset, device: torch.device) -> None:
-    """Raise for a network whose logits are drawn or depend on the batch, as one that a user registered may be."""
-    images = dataset.images("validation", range(min(_ASKED_IMAGES, len(dataset.labels("validation")))))
-    with observed() as called, torch.inference_mode():
-        check_steady(f"Network {network} with the weights of {source}", built, to_unit(images.to(device)), called)
 
 
 @dataclass(frozen=True)

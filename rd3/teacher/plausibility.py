@@ -151,7 +151,8 @@ def better_constants(
     best = max(rgb, key=lambda one: rgb[one].top1_pct)
     rgb[given] = tested(given, "fit", tried)
     bgr = {one: tested(one, "fit", tried, bgr=True) for one in (given, best)}
-    reverse, layer = max(bgr, key=lambda one: bgr[one].top1_pct), _first_layer(network)
+    reverse = max(bgr, key=lambda one: bgr[one].top1_pct)
+    layer = next((name for name, one in network.named_parameters() if one.ndim > 1 and one.shape[1] == 3), None)
     if layer and all(_significant(bgr[reverse], rgb[one]) for one in (given, best)):
         best = reverse
     else:
@@ -176,11 +177,6 @@ class _Reversed(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(pixels.flip(1))
         return logits
-
-
-def _first_layer(network: nn.Module) -> str | None:
-    """The name of the first weight that takes three channels."""
-    return next((name for name, one in network.named_parameters() if one.ndim > 1 and one.shape[1] == 3), None)
 
 
 def _significant(better: Predictions, given: Predictions) -> bool:
