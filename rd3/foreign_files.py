@@ -48,8 +48,7 @@ def require_whole(path: Path | str) -> None:
         raise DataMissing(f"{path} is a folder, expected a file.", "give the path of a file in it")
     if not path.is_file():
         raise DataMissing(f"There is no file {path}.", "check the path")
-    error = broken_file(path)
-    if error is not None:
+    if error := broken_file(path):
         raise error
 
 

@@ -106,8 +106,7 @@ class FolderRecords(Records):
     def check(self) -> None:
         """Raise for files too small for an image: empty ones, and pointers of Git LFS."""
         for index in np.flatnonzero(self._sizes < _SMALL):
-            error = broken_file(self.where(int(index)))
-            if error is not None:
+            if error := broken_file(self.where(int(index))):
                 raise error
 
     def some(self, indexes: np.ndarray) -> Iterator[tuple[int, bytes]]:

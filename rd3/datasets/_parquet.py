@@ -94,8 +94,7 @@ class ParquetRecords(Records):
         opened = [open_parquet(path) for path in self.files]
         label_column = column_of(opened[0], self.files[0], LABEL_COLUMNS)
         for one, path in zip(opened, self.files, strict=True):
-            names = parquet_class_names(one.schema_arrow.metadata, label_column)
-            if names:
+            if names := parquet_class_names(one.schema_arrow.metadata, label_column):
                 check_order(names, self.info.class_ids, self.info.class_names, str(path))
         return _Layout(
             label_column,

@@ -79,8 +79,7 @@ def check_images_and_labels(
 def _repeated(images: torch.Tensor) -> Iterator[Note]:
     """Notes on images of one colour, and on images that occur more than once."""
     flat = images.flatten(1)
-    single = int((flat.amax(1) == flat.amin(1)).sum())
-    if single:
+    if single := int((flat.amax(1) == flat.amin(1)).sum()):
         yield Note(f"{single} of {len(images)} images have one value everywhere")
     different = len({sha256(image.contiguous().numpy().data).digest() for image in images})
     if different < len(images):

@@ -60,7 +60,7 @@ def _read(path: Path, wanted: str, fix: str) -> Any:
         # A safetensors file starts with the length of its header in eight bytes, then the header, which is JSON.
         found = load_file(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
     except Exception as error:  # a damaged or hostile file can make a reader raise anything
-        raise DataCorrupt(f"{path} {_unreadable(path, error, wanted)}.", _unpacked(path) or fix) from None
+        raise _unreadable(path, error, wanted, fix) from None
     if is_foreign(found):
         raise DataCorrupt(
             f"{path} is a pickled {type(found).__name__} object, not {wanted}; RD3 reads no pickled objects.", fix
@@ -117,8 +117,7 @@ def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | No
 
     ``error``: its message, e.g. "Can only SETITEMS for dict, collections.OrderedDict, ..., but got <class 'Config'>".
     """
-    wanted = re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error)
-    if wanted is not None:
+    if wanted := re.search(r"Unsupported global: GLOBAL (\S+) was not an allowed", error):
         name = wanted[1] if "." in wanted[1] else f"builtins.{wanted[1]}"
         return None if name in stubs or name.removeprefix("builtins.") in _CALLED else {name: _stub(name)}
     like = {"setitem": OrderedDict, "append": list, "extend": list}  # an OrderedDict may have attributes too
@@ -127,26 +126,28 @@ def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | No
     return {filled: _stub(filled, kind)} if filled and kind else None
 
 
-def _unreadable(path: Path, error: Exception, wanted: str) -> str:
-    """The end of a sentence on a file, without torch's own advice, which is to unpickle it."""
+def _unreadable(path: Path, error: Exception, wanted: str, fix: str) -> DataCorrupt:
+    """What is wrong with a file, without torch's own advice, which is to unpickle it."""
     text = " ".join(str(error).split())
+    with path.open("rb") as file:
+        start = file.read(8)
     if isinstance(error, _TooManyClasses):
-        return f"holds objects of more than {_CLASSES} classes"
-    if "TorchScript" in text:
-        return f"is a TorchScript archive, not {wanted}"
-    blocked = re.search(r"GLOBAL (\S+) whose module|GLOBAL (\S+) ", text)
-    if blocked is not None:
-        return f"calls {blocked[1] or blocked[2]} when unpickled, which no tensors need"
-    packed = _packed(path)
-    if packed is not None:
-        kind, names = packed
-        return f"is a {kind} archive of {', '.join(names) or 'nothing'}, not {wanted}"
-    other = _other_kind(path)
-    if other is not None:
-        return f"is {other}, not {wanted}"
-    if isinstance(error, pickle.UnpicklingError):
-        return "is damaged, or holds pickled objects, which RD3 does not read"
-    return f"cannot be read as {wanted}: it is damaged or of another format"
+        fact = f"holds objects of more than {_CLASSES} classes"
+    elif "TorchScript" in text:
+        fact = f"is a TorchScript archive, not {wanted}"
+    elif blocked := re.search(r"GLOBAL (\S+) whose module|GLOBAL (\S+) ", text):
+        fact = f"calls {blocked[1] or blocked[2]} when unpickled, which no tensors need"
+    elif archive := _archive(path):
+        fact, fix = f"is a {archive}, not {wanted}", "unpack it and import a file in it"
+    elif kind := next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None):
+        fact = f"is {kind}, not {wanted}"
+        if kind.startswith("compressed") or kind.endswith("archive"):
+            fix = "unpack it first"
+    elif isinstance(error, pickle.UnpicklingError):
+        fact = "is damaged, or holds pickled objects, which RD3 does not read"
+    else:
+        fact = f"cannot be read as {wanted}: it is damaged or of another format"
+    return DataCorrupt(f"{path} {fact}.", fix)
 
 
 _STARTS = {
@@ -163,28 +164,15 @@ _STARTS = {
 """How other kinds of files start."""
 
 
-def _other_kind(path: Path) -> str | None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    return next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None)
-
-
-def _unpacked(path: Path) -> str | None:
-    """The fix for a file that holds others, or is compressed."""
-    if _packed(path):
-        return "unpack it and import a file in it"
-    kind = _other_kind(path) or ""
-    return "unpack it first" if kind.startswith("compressed") or kind.endswith("archive") else None
-
-
-def _packed(path: Path) -> tuple[str, list[str]] | None:
-    """The kind and first members of an archive that is no file by torch."""
+def _archive(path: Path) -> str | None:
+    """The kind and first members of a tar or ZIP archive; None for a file by torch, and for one of another kind."""
     # tar first, as one that stores a ZIP archive ends like it.
     try:
         with tarfile.open(path) as packed:  # gzip, bzip2 and xz too
             members = [member.name for member, _place in zip(packed, range(3), strict=False)]
         # The first format of torch.save, which torch still reads, was a tar archive with these members.
-        return None if {"sys_info", "pickle"} & set(members) else ("tar", members)
+        torchs = {"sys_info", "pickle"} & set(members)
+        return None if torchs else f"tar archive of {', '.join(members) or 'nothing'}"
     except (tarfile.TarError, OSError, *UNREADABLE):
         pass
     try:
@@ -192,4 +180,5 @@ def _packed(path: Path) -> tuple[str, list[str]] | None:
             names = archive.namelist()
     except (OSError, *UNREADABLE):
         return None
-    return None if any(name.endswith("data.pkl") for name in names) else ("ZIP", names[:3])
+    torchs = any(name.endswith("data.pkl") for name in names)
+    return None if torchs else f"ZIP archive of {', '.join(names[:3]) or 'nothing'}"

@@ -54,8 +54,7 @@ def check_fit(
     if not set(expected) & without_counters(tensors):
         first = ", ".join(sorted(tensors)[:3])
         fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
-    better = _network_that_fits(checkpoint, network, info)
-    if better:
+    if better := _network_that_fits(checkpoint, network, info):
         raise BadValue(f"{fact}.", better)
     raise _known_difference(tensors, expected, checkpoint.source, network) or BadValue(
         f"{fact}.",

@@ -208,8 +208,7 @@ def check_finite(name: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None
 
 def check_outputs(name: str, tested: Predictions) -> None:
     """Raise :class:`BadValue` for logits that are NaN or infinite."""
-    wrong = int((tested.predicted == NOT_FINITE).sum())
-    if wrong:
+    if wrong := int((tested.predicted == NOT_FINITE).sum()):
         raise BadValue(
             f"{name} has logits that are NaN or infinite on {wrong} of {len(tested.labels)} {tested.split} images.",
             "check its weights: a running variance below zero, or values that overflow",
