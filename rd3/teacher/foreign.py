@@ -6,7 +6,6 @@ import http.client
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,57 +117,39 @@ def import_weights(
         weights=weights_digest(built.network.state_dict(), info.class_ids, built.normalisation),
     )
     name = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
+    used, in_file = built.normalisation, _constants_in_file(found)
+
+    def examine(tested: Predictions) -> None:
+        """Refuse a teacher that cannot know the classes."""
+        check_outputs(name, tested)
+        exchanged = check_not_permuted(name, tested, built, dataset, device, _ORDER_FIX)
+        better = better_constants(built.network, used, dataset, device, in_file)
+        if not allow_chance:
+            fix = f"{better.fix}, if it was trained so" if better else _CHANCE_FIX
+            check_above_chance(name, tested, dataset, better, fix)
+        if exchanged:
+            notice(exchanged)
+        if better and better.worth_reporting(normalisation is not None):
+            notice(sentence(f"{better.accuracies}; if it was trained so, {better.fix}"))
+        if in_file and in_file not in (used, better and better.normalisation):
+            notice(
+                f"The file itself holds the constants {spelled(in_file)}; {spelled(used)} are used. "
+                f"If it was trained with its own, import it with --normalised {option(in_file)}."
+            )
+
     manifest = write_teacher(
         Path(out), recipe, built, dataset, device=device, origin=f"imported from {name}", curve=[],
-        progress=progress, class_order=order,
-        examine=_Examination(
-            name, built, dataset, device, _stated(found), normalisation is not None, allow_chance, notice
-        ),
+        progress=progress, class_order=order, examine=examine,
     )  # fmt: skip
     return recipe, manifest.test_figures() | stopwatch.spent()
 
 
-@dataclass(frozen=True)
-class _Examination:
-    """Refuses a teacher that cannot know the classes, from the predictions of its test."""
-
-    name: str
-    network: NormalisedNetwork
-    dataset: Dataset
-    device: torch.device
-    stated: Sequence[Normalisation]
-    """Constants that the file holds."""
-    given: bool
-    """Whether the user stated the constants."""
-    allow_chance: bool
-    notice: Notice
-
-    def __call__(self, tested: Predictions) -> None:
-        check_outputs(self.name, tested)
-        exchanged = check_not_permuted(self.name, tested, self.network, self.dataset, self.device, _ORDER_FIX)
-        given = self.network.normalisation
-        better = better_constants(self.network.network, given, self.dataset, self.device, self.stated)
-        if not self.allow_chance:
-            fix = f"{better.fix}, if it was trained so" if better else _CHANCE_FIX
-            check_above_chance(self.name, tested, self.dataset, better, fix)
-        if exchanged:
-            self.notice(exchanged)
-        if better and better.worth_reporting(self.given):
-            self.notice(sentence(f"{better.accuracies}; if it was trained so, {better.fix}"))
-        for other in self.stated:
-            if other != given and not (better and better.normalisation == other):
-                self.notice(
-                    f"The file itself holds the constants {spelled(other)}; {spelled(given)} are used. "
-                    f"If it was trained with its own, import it with --normalised {option(other)}."
-                )
-
-
-def _stated(found: Weights) -> list[Normalisation]:
+def _constants_in_file(found: Weights) -> Normalisation | None:
     """The constants in the file, if there are a mean and a standard deviation of pixels in [0, 1]."""
     if set(found.constants) != {"mean", "std"} or min(found.constants["std"]) <= 0:
-        return []
+        return None
     rounded = {kind: tuple(float(f"{value:.6g}") for value in values) for kind, values in found.constants.items()}
-    return [Normalisation.model_validate(rounded)] if max(map(abs, rounded["mean"])) <= 1 else []
+    return Normalisation.model_validate(rounded) if max(map(abs, rounded["mean"])) <= 1 else None
 
 
 def _fitting(

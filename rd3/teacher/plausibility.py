@@ -125,14 +125,14 @@ def better_constants(
     given: Normalisation,
     dataset: Dataset,
     device: torch.device,
-    stated: Iterable[Normalisation] = (),
+    in_file: Normalisation | None = None,
 ) -> BetterConstants | None:
     """Constants with which the bare ``network`` is significantly better (McNemar's test, p < 0.01), if any.
 
-    With them it must be better than twice chance.  The known ones, the dataset's and those ``stated`` in the file of
-    the weights are tried on training images, the best of them is compared on validation images.  BGR in place of RGB
-    is tried with the given constants and with the best, and must be significantly better than RGB on the training
-    images too.  ``network`` is in eval mode on ``device``.
+    With them it must be better than twice chance.  The known ones, the dataset's and those ``in_file`` (of the weights)
+    are tried on training images, the best of them is compared on validation images.  BGR in place of RGB is tried with
+    the given constants and with the best, and must be significantly better than RGB on the training images too.
+    ``network`` is in eval mode on ``device``.
     """
     validation = verification_list(dataset)
 
@@ -146,7 +146,8 @@ def better_constants(
     # As many images of every class or, where there are hundreds of classes, of every second, third ... class.
     per_class = max(1, -(-TRIED_IMAGES // dataset.info.num_classes))
     tried = _per_class(dataset, "fit", per_class)[:: max(1, per_class * dataset.info.num_classes // (2 * TRIED_IMAGES))]
-    others = [one for one in dict.fromkeys([*stated, dataset.info.normalisation, *KNOWN.values()]) if one != given]
+    known = [dataset.info.normalisation, *KNOWN.values()]
+    others = [one for one in dict.fromkeys([in_file, *known] if in_file else known) if one != given]
     rgb = {one: tested(one, "fit", tried) for one in others}
     best = max(rgb, key=lambda one: rgb[one].top1_pct)
     rgb[given] = tested(given, "fit", tried)
