@@ -186,7 +186,7 @@ def add_folder(
         raise DataMissing(f"{folder} is not a folder.", "give a folder with one subfolder per class")
     require_unbroken_links(folder)
 
-    def add(other: Path) -> str:
+    def command(other: Path) -> str:
         """The command that registers another folder under this name."""
         return f"rd3 data add {name} --folder {shlex.quote(str(other))} --resolution {resolution}"
 
@@ -194,9 +194,9 @@ def add_folder(
         if (test / "val_annotations.txt").is_file():
             raise BadValue(
                 f"{test} has its labels in val_annotations.txt, not in class folders, as tiny-imagenet-200.zip has.",
-                f"register the training images, from which a test split is drawn: {add(folder / 'train')}",
+                f"register the training images, from which a test split is drawn: {command(folder / 'train')}",
             )
-    layout = _parquet_layout(folder, say) or _folder_layout(folder, add)
+    layout = _parquet_layout(folder, say) or _folder_layout(folder, command)
     class_ids = layout.class_ids
     info = DatasetInfo(
         name=name,
@@ -215,7 +215,7 @@ def add_folder(
     assert found is not None
     found.train.check()
     check_classes(found, class_ids, "train", carved=layout.carved)
-    with _or_another(layout.tests):
+    with _offering_another_test_split(layout.tests):
         found.test.check()
         if not len(found.test):
             raise BadValue(f"{folder} has no test images.", "add test images of every class")
@@ -253,7 +253,7 @@ class _Layout(NamedTuple):
 
 
 @contextlib.contextmanager
-def _or_another(tests: Sequence[str]) -> Iterator[None]:
+def _offering_another_test_split(tests: Sequence[str]) -> Iterator[None]:
     """Name, in an error on the test split, another split that could take its place."""
     try:
         yield
@@ -277,22 +277,22 @@ def _parquet_layout(folder: Path, say: Say) -> _Layout | None:
     return _Layout(stated_classes(folder, splits, say), entry, carved=False, notes=notes, tests=tests)
 
 
-def _folder_layout(folder: Path, add: Callable[[Path], str]) -> _Layout:
-    """``add`` gives the command that would register another folder."""
-    train, test = _named(folder, TRAIN_NAMES), _named(folder, TEST_NAMES)
+def _folder_layout(folder: Path, command: Callable[[Path], str]) -> _Layout:
+    """``command`` gives what would register another folder."""
+    train, test = _first_folder(folder, TRAIN_NAMES), _first_folder(folder, TEST_NAMES)
     if train is None:
-        class_ids, by_numbers = _class_folders(folder, add)
+        class_ids, by_numbers = _class_folders(folder, command)
         return _Layout(class_ids, {"test": None}, carved=True, notes=_notes(folder, ["."], class_ids, by_numbers))
     if test is None:
         raise DataMissing(
             f"{folder} has a folder {train}, but no folder {' or '.join(TEST_NAMES)}.",
             f"add the test folder, or register the training images to have a test split drawn from them: "
-            f"{add(folder / train)}",
+            f"{command(folder / train)}",
         )
     class_ids, by_numbers = _class_folders(folder / train, None)
     tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)]
-    with _or_another(tests):
-        _check_same(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
+    with _offering_another_test_split(tests):
+        _check_same_classes(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
     entry = {"test": test} if train == "train" else {"train": train, "test": test}
     notes = _notes(folder, [train, test], class_ids, by_numbers)
     return _Layout(class_ids, entry, carved=False, notes=notes, tests=tests)
@@ -311,9 +311,7 @@ class Sides(NamedTuple):
         return min(TEST_RESIZE, key=lambda side: abs(math.log(side / self.median)))
 
     def __str__(self) -> str:
-        if self.least == self.most:
-            return str(self.median)
-        return f"{self.least} to {self.most}, median {self.median}"
+        return str(self.median) if self.least == self.most else f"{self.least} to {self.most}, median {self.median}"
 
 
 def shorter_sides(name: str, roots: Roots) -> Sides:
@@ -355,15 +353,15 @@ def _not_used(split: str, count: int, test: str) -> Note:
     return Note(f"{split} ({count} images) is not used: {test} is the test split")
 
 
-def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
+def _class_folders(root: Path, command: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
     """Class names in order, and whether that is the order of their numbers and not the alphabetical one.
 
-    ``add`` gives the command that would register another folder; None if ``root`` is one split of what is registered.
+    ``command`` gives what would register another folder; None if ``root`` is one split of what is registered.
     """
     require_unbroken_links(root)
     found = subfolders(root)
     if len(found) < 2:
-        raise _no_classes(root, found, add)
+        raise _no_classes(root, found, command)
     classes, by_numbers = by_number({portable_name(one) for one in found})
     if len(classes) < len(found):
         [(twice, _count)] = Counter(map(portable_name, found)).most_common(1)
@@ -372,26 +370,26 @@ def _class_folders(root: Path, add: Callable[[Path], str] | None) -> tuple[tuple
             f"{root} has class folders whose names differ in spaces or in how characters are composed: {spelled}.",
             "move their images into one folder, or rename one",
         )
-    if add is None:  # images of a split are counted later, for both parts together
+    if command is None:  # images of a split are counted later, for both parts together
         return tuple(classes), by_numbers
     for one in found:
         if not any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir()):
-            raise _no_images(root, one, found, add)
+            raise _no_images(root, one, found, command)
     return tuple(classes), by_numbers
 
 
-def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path], str]) -> BadValue:
+def _no_images(root: Path, empty: str, found: Sequence[str], command: Callable[[Path], str]) -> BadValue:
     """The error for a class folder without images, which may be a split or hold the classes."""
     if _are_splits(found):
         return BadValue(
             f"{root} has the folders {', '.join(found[:4])}, which look like splits and not like classes.",
-            f"name them train and test, each with one folder per class, or register one: {add(root / found[0])}",
+            f"name them train and test, each with one folder per class, or register one: {command(root / found[0])}",
         )
     below = subfolders(root / empty)
     if len(below) > 1:
         return BadValue(
             f"{root / empty} holds no image, but the folders {', '.join(below[:3])}{', ...' if below[3:] else ''}.",
-            f"if these are the classes, register it: {add(root / empty)}",
+            f"if these are the classes, register it: {command(root / empty)}",
         )
     left = unread(root / empty, list(INNER))
     return BadValue(
@@ -400,22 +398,22 @@ def _no_images(root: Path, empty: str, found: Sequence[str], add: Callable[[Path
     )
 
 
-def _no_classes(root: Path, found: Sequence[str], add: Callable[[Path], str] | None) -> BadValue:
+def _no_classes(root: Path, found: Sequence[str], command: Callable[[Path], str] | None) -> BadValue:
     """The error for a folder with fewer than two class folders, which may lie one level too high or too low."""
     inner = root
     while len(below := subfolders(inner)) == 1:
         inner = inner / below[0]
     if inner != root and below:
         fact = f"The class folders of {root} are a level deeper, in {inner}."
-        return BadValue(fact, f"register that: {add(inner)}" if add else f"move what is in {inner} to {root}")
+        return BadValue(fact, f"register that: {command(inner)}" if command else f"move what is in {inner} to {root}")
     fact = f"{root} has {len(found)} class folders, expected 2 or more"
     beside: list[str] = []
     with contextlib.suppress(BadValue, OSError):  # what lies there is not the user's concern
         beside = subfolders(root.parent)
     fix = fix_of_layout(root) or "create one subfolder per class"
     images = image_files(root, "", 0) and not first_windows_path(root)
-    if add and images and len(beside) > 1 and not _are_splits(beside):
-        above = f"{fix}, or, if it is one class of several, register the folder above: {add(root.parent)}"
+    if command and images and len(beside) > 1 and not _are_splits(beside):
+        above = f"{fix}, or, if it is one class of several, register the folder above: {command(root.parent)}"
         return BadValue(f"{fact}; it holds images itself.", above)
     left = unread(root, [])
     return BadValue(f"{fact}{f'; {left}' if left else ''}.", fix)
@@ -431,7 +429,7 @@ def _unused_splits(folder: Path, test: str) -> list[str]:
     return [one for one in subfolders(folder) if one != test and one.lower() in TEST_NAMES]
 
 
-def _check_same(found: Sequence[str], class_ids: Sequence[str], train: Path, test: Path) -> None:
+def _check_same_classes(found: Sequence[str], class_ids: Sequence[str], train: Path, test: Path) -> None:
     """Raise :class:`ClassOrderError` unless these are the class folders of the training images, in any order."""
     same = matched(found, class_ids)
     more = [one for one in found if one not in same]
@@ -442,20 +440,20 @@ def _check_same(found: Sequence[str], class_ids: Sequence[str], train: Path, tes
         if more and missing:
             fix = f"rename {test / more[0]} to {missing[0]}, if they are one class; otherwise remove both folders"
         elif more:
-            fix = _moved(test / more[0], train / more[0])
+            fix = _fix_for_one_split(test / more[0], train / more[0])
         else:
-            fix = _moved(train / missing[0], test / missing[0])
+            fix = _fix_for_one_split(train / missing[0], test / missing[0])
         raise ClassOrderError(f"{test} {' and '.join(facts)}.", fix)
 
 
-def _moved(there: Path, lacking: Path) -> str:
+def _fix_for_one_split(there: Path, lacking: Path) -> str:
     """The fix for a class folder that is in one split only."""
     if not any(there.iterdir()):
         return f"remove {there}, which is empty, or put images into it and into {lacking}"
     return f"move some images of {there} to {lacking}, or remove {there}"
 
 
-def _named(folder: Path, names: Sequence[str]) -> str | None:
+def _first_folder(folder: Path, names: Sequence[str]) -> str | None:
     """The first of these folders that is there, in the case in which it is written."""
     there = subfolders(folder)
     written = (one for name in names for one in sorted(there, key=name.__ne__) if one.lower() == name)
