@@ -95,7 +95,7 @@ def constants(text: str, own: Normalisation) -> Normalisation:
     if of_bytes:
         raise BadValue(
             f"Constants {text!r} have {of_bytes[0]}, expected those of pixels in [0, 1].",
-            f"divide by 255: {_stated(*([value / 255 for value in one] for one in (found.mean, found.std)))}",
+            f"divide by 255: {_mean_slash_std(*([value / 255 for value in one] for one in (found.mean, found.std)))}",
         )
     return found
 
@@ -114,15 +114,15 @@ def _numbers(part: str, text: str) -> tuple[float, ...]:
 def option(normalisation: Normalisation) -> str:
     """The shortest text that :func:`constants` reads as these: a name, else ``MEAN/STD`` to eight digits."""
     names = (name for name, known in KNOWN.items() if known == normalisation)
-    return next(names, _stated(normalisation.mean, normalisation.std))
+    return next(names, _mean_slash_std(normalisation.mean, normalisation.std))
 
 
 def spelled(normalisation: Normalisation) -> str:
     """The constants with their name, if known: ``imagenet (0.485,0.456,0.406/0.229,0.224,0.225)``."""
-    name, text = option(normalisation), _stated(normalisation.mean, normalisation.std)
+    name, text = option(normalisation), _mean_slash_std(normalisation.mean, normalisation.std)
     return text if name == text else f"{name} ({text})"
 
 
-def _stated(*parts: tuple[float, ...] | list[float]) -> str:
+def _mean_slash_std(*parts: tuple[float, ...] | list[float]) -> str:
     """``MEAN/STD`` in the form that :func:`constants` reads."""
     return "/".join(",".join(f"{value:.8g}" for value in (part[:1] if len(set(part)) == 1 else part)) for part in parts)

@@ -10,7 +10,7 @@ import numpy as np
 from rd3.datasets._folder import INNER, FolderRecords, class_folders
 from rd3.datasets._records import Found
 from rd3.errors import BadValue
-from rd3.inputs.files import unread
+from rd3.inputs.files import sentence_on_unread
 
 _LEAST = {"train": 2, "test": 1}
 """Images of a class that a part needs."""
@@ -32,7 +32,7 @@ def check_classes(found: Found, class_ids: Sequence[str], split: Literal["train"
     has, there = int(counts[label]), int((parts[other].labels == label).sum())
     left = None
     if not has and isinstance(records, FolderRecords):
-        left = unread(records.root / class_folders(records.root, class_ids)[label], list(INNER))
+        left = sentence_on_unread(records.root / class_folders(records.root, class_ids)[label], list(INNER))
     message = (
         f"{found.folder}: class {class_ids[label]} has {has} {_WORDS[split]} images"
         f"{' after the test split' if carved else ''}, expected {least} or more"

@@ -17,7 +17,7 @@ from rd3.datasets._records import Found, Records
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.foreign_files import broken_file
 from rd3.inputs.files import fix_of_layout, is_image_file, require_regular, subfolders
-from rd3.inputs.names import matched
+from rd3.inputs.names import match_names
 from rd3.one_level import one_level_down
 
 _SMALL = 200
@@ -140,11 +140,11 @@ class FolderRecords(Records):
 
 
 def class_folders(root: Path, class_ids: Sequence[str]) -> dict[int, str]:
-    """The name of the folder of every label that has one; it may be spelled otherwise, as :func:`matched` says."""
+    """The name of the folder of every label that has one; it may be spelled otherwise, as :func:`match_names` says."""
     exact = {label: class_id for label, class_id in enumerate(class_ids) if (root / class_id).is_dir()}
     if len(exact) == len(class_ids):
         return exact
-    return {label: name for name, label in matched(subfolders(root), class_ids).items()}
+    return {label: name for name, label in match_names(subfolders(root), class_ids).items()}
 
 
 def check_folders(root: Path, info: DatasetInfo) -> None:

@@ -35,10 +35,10 @@ from rd3.inputs.files import (
     is_image_file,
     order_text,
     require_unbroken_links,
+    sentence_on_unread,
     subfolders,
-    unread,
 )
-from rd3.inputs.names import matched, portable_name
+from rd3.inputs.names import match_names, portable_name
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.parquet import open_parquet
 from rd3.inputs.pictures import DOUBTFUL
@@ -140,7 +140,7 @@ def registry_file(roots: Roots) -> Path:
     return roots.home / "datasets.json"
 
 
-def _plain(roots: Roots) -> dict[str, Any]:
+def _registrations(roots: Roots) -> dict[str, Any]:
     path = registry_file(roots)
     if not path.is_file():
         return {}
@@ -156,7 +156,7 @@ def _plain(roots: Roots) -> dict[str, Any]:
 def user_sources(roots: Roots) -> dict[str, UserSource]:
     """Registered datasets by name."""
     try:
-        return {name: UserSource(Registration.model_validate(entry)) for name, entry in _plain(roots).items()}
+        return {name: UserSource(Registration.model_validate(entry)) for name, entry in _registrations(roots).items()}
     except ValidationError as error:
         raise DataCorrupt(
             f"{registry_file(roots)}, {first_mistake(error)}.", "fix it, or remove it and register again"
@@ -325,7 +325,7 @@ def shorter_sides(name: str, roots: Roots) -> Sides:
 
 def registration(name: str, roots: Roots) -> dict[str, Any] | None:
     """A registration without its folder, portable to other machines; None if the name is not registered."""
-    entry = _plain(roots).get(name)
+    entry = _registrations(roots).get(name)
     return {field: value for field, value in entry.items() if field != "folder"} if entry else None
 
 
@@ -333,7 +333,7 @@ def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> No
     """Register the ``entry`` of another machine (see :func:`registration`) for a copy in ``folder``."""
     path = registry_file(roots)
     with one_writer(path), replacing(path) as part:
-        entries = _plain(roots) | {name: {"folder": str(folder), **entry}}
+        entries = _registrations(roots) | {name: {"folder": str(folder), **entry}}
         part.write_text(json.dumps(entries, indent=1) + "\n")
 
 
@@ -344,7 +344,7 @@ def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numb
     for one in unused:
         count = sum(is_image_file(path.name) for path in (folder / one).rglob("*"))
         yield _not_used(one, count, roots[1])
-    left = unread(folder, [f"{place}/{inner}" for place in places for inner in INNER], unused)
+    left = sentence_on_unread(folder, [f"{place}/{inner}" for place in places for inner in INNER], unused)
     if left:
         yield Note(left, doubtful=True)
 
@@ -391,7 +391,7 @@ def _no_images(root: Path, empty: str, found: Sequence[str], command: Callable[[
             f"{root / empty} holds no image, but the folders {', '.join(below[:3])}{', ...' if below[3:] else ''}.",
             f"if these are the classes, register it: {command(root / empty)}",
         )
-    left = unread(root / empty, list(INNER))
+    left = sentence_on_unread(root / empty, list(INNER))
     return BadValue(
         f"{root / empty} holds no image{f'; {left}' if left else ''}.",
         f"remove it or add images of that class, as files ending in {', '.join(IMAGE_SUFFIXES)}",
@@ -415,7 +415,7 @@ def _no_classes(root: Path, found: Sequence[str], command: Callable[[Path], str]
     if command and images and len(beside) > 1 and not _are_splits(beside):
         above = f"{fix}, or, if it is one class of several, register the folder above: {command(root.parent)}"
         return BadValue(f"{fact}; it holds images itself.", above)
-    left = unread(root, [])
+    left = sentence_on_unread(root, [])
     return BadValue(f"{fact}{f'; {left}' if left else ''}.", fix)
 
 
@@ -431,7 +431,7 @@ def _unused_splits(folder: Path, test: str) -> list[str]:
 
 def _check_same_classes(found: Sequence[str], class_ids: Sequence[str], train: Path, test: Path) -> None:
     """Raise :class:`ClassOrderError` unless these are the class folders of the training images, in any order."""
-    same = matched(found, class_ids)
+    same = match_names(found, class_ids)
     more = [one for one in found if one not in same]
     missing = [name for label, name in enumerate(class_ids) if label not in same.values()]
     if more or missing:

@@ -51,13 +51,13 @@ def rows_of(column: Any, what: str) -> list[Any]:
 def tensor_of(value: Any, what: str) -> torch.Tensor:
     """Numbers in any array or nested sequence as a tensor on the CPU, without a graph; raises :class:`BadValue`."""
     if isinstance(value, torch.Tensor):
-        return _plain(value, what)
+        return _dense_on_cpu(value, what)
     if isinstance(value, Sequence) and value and all(isinstance(row, torch.Tensor) for row in value):
-        return torch.stack(_alike([_plain(row, what) for row in value], what))
+        return torch.stack(_alike([_dense_on_cpu(row, what) for row in value], what))
     return torch.from_numpy(_numbers(value, what))
 
 
-def _plain(tensor: torch.Tensor, what: str) -> torch.Tensor:
+def _dense_on_cpu(tensor: torch.Tensor, what: str) -> torch.Tensor:
     """A dense tensor on the CPU; unsigned types that torch cannot compute with become int64."""
     dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
     if not dense or tensor.is_complex():

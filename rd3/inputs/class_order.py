@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rd3.errors import ClassOrderError
-from rd3.inputs.names import matched
+from rd3.inputs.names import match_names
 
 FIX = "number the labels in the dataset's class order (rd3 list datasets), and leave out the stated one"
 
@@ -61,7 +61,7 @@ class StatedOrder:
 
 def labels_by_name(names: Iterable[str], info: ClassList) -> dict[str, int]:
     """The dataset's label of every name that is one of its class ids, or of its class names if more are these."""
-    return max((matched(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
+    return max((match_names(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
 
 
 def label_name_pairs(value: Any) -> list[tuple[int, str]]:
@@ -71,17 +71,17 @@ def label_name_pairs(value: Any) -> list[tuple[int, str]]:
     ``{label: name}``, and ``{label: [id, name]}`` as Keras publishes for ImageNet; also as arrays, as JSON text, and as
     text with a name per line or, on one line, names separated by commas.
     """
-    plain = _plain(value)
+    plain = _without_arrays(value)
     if isinstance(plain, Mapping) and len(plain) == 1 and not any(map(_is_label, plain)):
         [only] = plain.values()
         plain = only if isinstance(only, list) else plain
     if isinstance(plain, Mapping):
         return _of_mapping(list(plain.items()))
-    names = [_first(name) for name in plain] if isinstance(plain, (list, tuple)) else []
+    names = [_identifier(name) for name in plain] if isinstance(plain, (list, tuple)) else []
     return list(enumerate(map(str, names))) if all(map(_is_name, names)) else []
 
 
-def _plain(value: Any) -> Any:
+def _without_arrays(value: Any) -> Any:
     """Lists and mappings from arrays, tensors and text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -106,13 +106,13 @@ def _of_mapping(items: list[tuple[Any, Any]]) -> list[tuple[int, str]]:
     keyed = all(_is_label(key) for key, _value in items)
     if all(_is_label(label) and not (keyed and isinstance(label, str)) for _name, label in items):
         return [(int(label), str(name)) for name, label in items]
-    named = [(key, _first(value)) for key, value in items]
+    named = [(key, _identifier(value)) for key, value in items]
     if keyed and all(isinstance(name, str) for _label, name in named):
         return [(int(label), name) for label, name in named]
     return []
 
 
-def _first(name: Any) -> Any:
+def _identifier(name: Any) -> Any:
     """The identifier in ``[identifier, name]``."""
     return name[0] if isinstance(name, (list, tuple)) and name else name
 

@@ -135,14 +135,13 @@ def order_text(names: Sequence[str], differs: bool) -> str:
     return f"class order ({how}): {shortened(names)}"
 
 
-def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str | None:
-    """A sentence on the files below ``root`` that are not read; None if all are, hidden ones and those of
-    file managers aside.
+def sentence_on_unread(root: Path, image_folders: Sequence[str], read: Collection[str] = ()) -> str | None:
+    """A sentence on the files below ``root`` that are not read, hidden ones and file managers' aside; None if all are.
 
-    ``depths`` are the folders, relative to ``root``, whose image files are read; ``read``: other files and folders in
+    ``image_folders``: those, relative to ``root``, whose image files are read; ``read``: other files and folders in
     ``root`` that are not counted.
     """
-    reasons = Counter(_reasons(root, {os.path.normpath(depth) for depth in depths}, read))
+    reasons = Counter(_reasons(root, {os.path.normpath(one) for one in image_folders}, read))
     if not reasons:
         return None
     listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
@@ -150,16 +149,18 @@ def unread(root: Path, depths: Sequence[str], read: Collection[str] = ()) -> str
     return f"{total} file{'s' if total > 1 else ''} below {root} {'are' if total > 1 else 'is'} not read: {listed}"
 
 
-def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[str]:
+def _reasons(root: Path, image_folders: set[str], read: Collection[str]) -> Iterator[str]:
     seen = {os.path.realpath(root)}  # a link may lead back
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not is_litter(name) and not (name in read and Path(folder) == root)]
+        skipped = read if Path(folder) == root else ()
+        folders[:] = [name for name in folders if not is_litter(name) and name not in skipped]
         targets = {name: os.path.realpath(Path(folder, name)) for name in folders}
-        folders[:] = [name for name in folders if targets[name] not in seen and _belongs(root, folder, name, depths)]
+        unseen = (name for name in folders if targets[name] not in seen)
+        folders[:] = [name for name in unseen if _belongs(root, folder, name, image_folders)]
         seen.update(targets.values())
-        within = os.path.relpath(folder, root) in depths
+        within = os.path.relpath(folder, root) in image_folders
         for name in files:
-            if is_litter(name) or (name in read and Path(folder) == root):
+            if is_litter(name) or name in skipped:
                 continue
             suffix = Path(name).suffix.lower() or "without a suffix"
             if not is_image_file(name):
@@ -168,7 +169,7 @@ def _reasons(root: Path, depths: set[str], read: Collection[str]) -> Iterator[st
                 yield f"{suffix} outside the class folders"
 
 
-def _belongs(root: Path, folder: str, name: str, depths: set[str]) -> bool:
-    """Whether a folder in ``folder`` is one of ``depths``, leads to one, or is no link to somewhere else."""
+def _belongs(root: Path, folder: str, name: str, image_folders: set[str]) -> bool:
+    """Whether a folder in ``folder`` is one of ``image_folders``, leads to one, or is no link to somewhere else."""
     within = os.path.relpath(Path(folder, name), root)
-    return not Path(folder, name).is_symlink() or any(f"{depth}/".startswith(f"{within}/") for depth in depths)
+    return not Path(folder, name).is_symlink() or any(f"{one}/".startswith(f"{within}/") for one in image_folders)

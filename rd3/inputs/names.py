@@ -20,7 +20,7 @@ def plain_name(name: str) -> str:
     return portable_name(name.split(",")[0].replace("_", " ").replace("-", " ")).lower()
 
 
-def matched(found: Iterable[str], wanted: Sequence[str]) -> dict[str, int]:
+def match_names(found: Iterable[str], wanted: Sequence[str]) -> dict[str, int]:
     """The place in ``wanted`` of every name in ``found`` that is there.
 
     Names are compared as they are, then as :func:`portable_name` and :func:`plain_name` write them.  Each place is

@@ -34,7 +34,7 @@ def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | li
     ``wanted`` and ``fix`` say in messages what the file should hold and how to write it.  Raises :class:`DataMissing`
     or :class:`DataCorrupt` for a file that cannot be read or holds another object.
     """
-    found = _read(path, wanted, fix)
+    found = _content(path, wanted, fix)
     if not isinstance(found, (Mapping, list, tuple)):
         raise DataCorrupt(f"{path} holds one {type(found).__name__}, not {wanted}.", fix)
     return found
@@ -43,7 +43,7 @@ def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | li
 def read_tensor(path: Path, what: str) -> torch.Tensor:
     """The one tensor in a file by ``torch.save``, or in a safetensors file; ``what`` it holds is for messages."""
     fix = f"save the {what} alone, as torch.save({what}, FILE)"
-    found = _read(path, f"one tensor of {what}", fix)
+    found = _content(path, f"one tensor of {what}", fix)
     if isinstance(found, Mapping) and len(found) == 1:
         [found] = found.values()
     if not isinstance(found, torch.Tensor):
@@ -51,14 +51,14 @@ def read_tensor(path: Path, what: str) -> torch.Tensor:
     return found
 
 
-def _read(path: Path, wanted: str, fix: str) -> Any:
+def _content(path: Path, wanted: str, fix: str) -> Any:
     """What a file holds, without pickled objects of other classes on its top level."""
     require_whole(path)
     with path.open("rb") as file:
         start = file.read(10)
     try:
         # A safetensors file starts with the length of its header in eight bytes, then the header, which is JSON.
-        found = load_file(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _plain(path)
+        found = load_file(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _load_plain_tensors(path)
     except Exception as error:  # a damaged or hostile file can make a reader raise anything
         raise _unreadable(path, error, wanted, fix) from None
     if is_foreign(found):
@@ -92,7 +92,7 @@ def _stub(name: str, like: type = object) -> type:
     return type(name, (_Foreign,) if like is object else (), {"__module__": __name__, **members})
 
 
-def _plain(path: Path) -> Any:
+def _load_plain_tensors(path: Path) -> Any:
     """``torch.load`` of plain tensors, with empty objects in place of others: their classes are not imported."""
     stubs: dict[str, type] = {}
     for _attempt in range(_CLASSES):

@@ -24,10 +24,10 @@ from rd3.inputs.files import (
     is_litter,
     require_regular,
     require_unbroken_links,
+    sentence_on_unread,
     subfolders,
-    unread,
 )
-from rd3.inputs.names import matched
+from rd3.inputs.names import match_names
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
 from rd3.inputs.pixels import stated_space
@@ -79,7 +79,7 @@ def import_folder(
     numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
-    left = unread(source, names, [SOFT_LABELS])
+    left = sentence_on_unread(source, names, [SOFT_LABELS])
     if not images:
         raise DataMissing(
             f"{source} holds no images in class folders{f'; {left}' if left else ''}.",
@@ -127,7 +127,8 @@ def _unwrapped(source: Path, info: DatasetInfo, say: Say) -> Path:
 def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]:
     """The label of every folder that is named as a class."""
     numbers = [[form.format(label) for label in range(info.num_classes)] for form in _NUMBERS]
-    by_id, by_name, *by_number = (matched(folders, naming) for naming in (info.class_ids, info.class_names, *numbers))
+    namings = (info.class_ids, info.class_names, *numbers)
+    by_id, by_name, *by_number = (match_names(folders, naming) for naming in namings)
     # All folders must use the same naming, as 00001 could be both a name and a label.
     for naming in (by_id, by_name, *by_number):
         if len(naming) == len(folders):

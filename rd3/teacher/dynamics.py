@@ -62,7 +62,7 @@ class Recorder(Observer):
         self.table[:, positions.to(self.table.device)] = torch.stack(margins_and_errors(logits, labels))
 
     def finish(self, epoch: int) -> None:
-        write_atomically(_table(self.folder, epoch), save({"table": self.table.cpu()}))
+        write_atomically(_epoch_file(self.folder, epoch), save({"table": self.table.cpu()}))
         self.table.fill_(torch.nan)
 
 
@@ -83,7 +83,7 @@ def record(
     recorder = Recorder(out / EPOCHS, images, device)
     _drop_unrecorded(out, recipe.key, progress)
     _network, precision, trained = fit(recipe, dataset, out, device=device, observer=recorder, progress=progress)
-    paths = [_table(out / EPOCHS, epoch) for epoch in range(len(trained.curve))]
+    paths = [_epoch_file(out / EPOCHS, epoch) for epoch in range(len(trained.curve))]
     margins, errors = torch.stack([load_file(path)["table"] for path in paths], dim=1)
     named = {"margins": margins.contiguous(), "errors": errors.contiguous()}
     write_atomically(out / FILE, save(named, {"key": recipe.key}))
@@ -101,7 +101,7 @@ def record(
     }
 
 
-def _table(folder: Path, epoch: int) -> Path:
+def _epoch_file(folder: Path, epoch: int) -> Path:
     """The file of an epoch, counted from 0."""
     return folder / f"{epoch:05d}.safetensors"
 
@@ -111,7 +111,7 @@ def _drop_unrecorded(out: Path, key: Key, progress: Callable[[float, str], None]
     found = read_checkpoint(out / CHECKPOINT, lambda fraction, note: None)
     if found is None or found.key != key:
         return
-    lacking = [epoch for epoch in range(len(found.counters.curve)) if not _is_whole(_table(out / EPOCHS, epoch))]
+    lacking = [epoch for epoch in range(len(found.counters.curve)) if not _is_whole(_epoch_file(out / EPOCHS, epoch))]
     if lacking:
         progress(0.0, f"restarting: what was recorded in epoch {lacking[0] + 1} is missing or damaged")
         (out / CHECKPOINT).unlink()

@@ -167,7 +167,7 @@ def _fitting(
     checkpoint = Checkpoint(source, _torchvision(str(source))) if published else Checkpoint.open(Path(source))
     found = checkpoint.weights(expected, entry)
     head = f"{built.head_name}.weight"
-    tensors = {name: _plain(name, value, source) for name, value in found.tensors.items()}
+    tensors = {name: _detached(name, value, source) for name, value in found.tensors.items()}
     order = None
     if head in tensors and (prune or (class_order is not None and class_order != FOUND)):
         order = _order(tensors[head], source, head, info, None if prune else class_order)
@@ -205,7 +205,7 @@ def _keep_rows(head: nn.Linear, order: list[int]) -> None:
         head.bias.copy_(head.bias[order].clone())
 
 
-def _plain(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
+def _detached(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
     """The tensor without its graph; raises for tensors that hold no plain values."""
     if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
         kind = "quantized" if value.is_quantized else "complex" if value.is_complex() else "empty or sparse"

@@ -101,7 +101,7 @@ def fit(
     Crops and flips are drawn for each image; ``pad`` fills with zeros (black).
     """
     stopwatch = Stopwatch()
-    training, seed = _checked(recipe, dataset)
+    training, seed = _training_and_seed(recipe, dataset)
     precision = resolve_precision(device, recipe.precision or "auto")
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
@@ -148,7 +148,7 @@ def _resumed(
     return found.counters
 
 
-def _checked(recipe: TrainableRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
+def _training_and_seed(recipe: TrainableRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
     """Training settings and seed, once recipe and dataset fit together."""
     if recipe.training is None or recipe.seed is None:
         raise BadValue(

@@ -22,7 +22,7 @@ from PIL import Image
 from rd3.datasets import Roots, add_folder, dataset_info, doctor, open_dataset
 from rd3.datasets._folder import FolderRecords
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.inputs.files import IMAGE_SUFFIXES, by_number, unread
+from rd3.inputs.files import IMAGE_SUFFIXES, by_number, sentence_on_unread
 from rd3.inputs.pictures import rgb_of
 from rd3.synthetic_set import SyntheticSet, import_folder, import_tensors
 from rd3.testing import ToyDataset
@@ -119,11 +119,11 @@ def test_files_that_are_not_read_are_counted(tmp_path):
     for name in ("toy0/0.gif", "toy1/1.gif", "toy0/deep/2.png", "3.png", "README", ".hidden", "toy0/.DS_Store"):
         (base / name).touch()
     expected = "2 .gif, 2 .png outside the class folders, 1 without a suffix"
-    assert unread(base, ["toy0", "toy1", "toy2"]) == f"5 files below {base} are not read: {expected}"
+    assert sentence_on_unread(base, ["toy0", "toy1", "toy2"]) == f"5 files below {base} are not read: {expected}"
     (base / "toy3").symlink_to(set_folder(tmp_path / "other") / "toy0")
     (tmp_path / "other" / "toy0" / "a.txt").touch()
     (tmp_path / "other" / "toy0" / "back").symlink_to(base)
-    assert (unread(base, ["toy0", "toy1", "toy2", "toy3"]) or "").startswith("6 files")
+    assert (sentence_on_unread(base, ["toy0", "toy1", "toy2", "toy3"]) or "").startswith("6 files")
     (base / "toy3").unlink()
     with pytest.warns(UserWarning, match="5 files below .* are not read"):
         import_folder(base, TOY, tmp_path / "out")

@@ -12,7 +12,7 @@ from rd3.datasets import dataset_info
 from rd3.errors import BadValue
 from rd3.inputs.class_order import StatedOrder, label_name_pairs
 from rd3.inputs.labels import class_labels
-from rd3.inputs.names import matched
+from rd3.inputs.names import match_names
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from rd3.inputs.names import matched
     ],
 )
 def test_names_are_matched(found, wanted, expected):
-    assert matched(found, wanted) == expected
+    assert match_names(found, wanted) == expected
 
 
 def test_a_name_of_two_classes_is_never_taken_for_one_of_them():
