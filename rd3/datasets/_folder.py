@@ -96,7 +96,6 @@ class FolderRecords(Records):
         return str(self.root / self.name(index))
 
     def encoded(self, index: int) -> bytes:
-        """One file's bytes."""
         path = self.root / self.name(index)
         try:
             return path.read_bytes()

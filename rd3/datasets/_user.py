@@ -136,7 +136,6 @@ def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -
 
 
 def registry_file(roots: Roots) -> Path:
-    """Path of the file with the registrations."""
     return roots.home / "datasets.json"
 
 
@@ -447,7 +446,6 @@ def _check_same_classes(found: Sequence[str], class_ids: Sequence[str], train: P
 
 
 def _fix_for_one_split(there: Path, lacking: Path) -> str:
-    """The fix for a class folder that is in one split only."""
     if not any(there.iterdir()):
         return f"remove {there}, which is empty, or put images into it and into {lacking}"
     return f"move some images of {there} to {lacking}, or remove {there}"

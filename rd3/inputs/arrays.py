@@ -99,8 +99,8 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
             "join its batches: images, labels = (torch.cat(part) for part in zip(*loader)), or torch.cat(list(loader)) "
             "for images alone",
         )
-    if _is_picture(images) or not (is_column(images) or hasattr(images, "__array__")):
-        what = "one picture" if _is_picture(images) else kind_of(images)
+    if _is_a(images, "Image") or not (is_column(images) or hasattr(images, "__array__")):
+        what = "one picture" if _is_a(images, "Image") else kind_of(images)
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
     whole = isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O")
     if whole or not is_column(images):
@@ -125,13 +125,8 @@ _CLASSES = {"Image": "PIL.Image", "DataLoader": "torch.utils.data.dataloader"}
 
 
 def _is_a(value: Any, name: str) -> bool:
-    """Whether this is an object of a class in :data:`_CLASSES`."""
+    """Whether this is an object of a class in :data:`_CLASSES`: a PIL image or a DataLoader."""
     return any(parent.__name__ == name and parent.__module__ == _CLASSES[name] for parent in type(value).__mro__)
-
-
-def _is_picture(value: Any) -> bool:
-    """Whether this is an image of PIL."""
-    return _is_a(value, "Image")
 
 
 def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
@@ -142,10 +137,10 @@ def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
         keys = f" with {', '.join(map(str, list(row)[:4]))}" if isinstance(row, Mapping) else ""
         fix = "give one column: dataset['image']" if keys else _FIX
         raise BadValue(f"{where} is {kind_of(row)}{keys}, expected an array or a picture.", fix)
-    if _is_picture(row):
+    if _is_a(row, "Image"):
         pixels, note = rgb_of(row, where)
         return torch.from_numpy(pixels).permute(2, 0, 1), note
-    if isinstance(row, (tuple, list)) and len(row) == 2 and (_is_picture(row[0]) or getattr(row[0], "ndim", 0) > 1):
+    if isinstance(row, (tuple, list)) and len(row) == 2 and (_is_a(row[0], "Image") or getattr(row[0], "ndim", 0) > 1):
         raise BadValue(
             f"{where} is a pair of image and label, expected an image.",
             "give images and labels separately: images, labels = zip(*pairs)",

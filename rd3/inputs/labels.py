@@ -60,15 +60,11 @@ def _from_rows(labels: Any, info: ClassList) -> tuple[torch.Tensor, bool]:
         for place, row in enumerate(rows):
             if row is None or isinstance(row, (str, bytes, dict)):
                 raise BadValue(f"The label of row {place} is {row!r}, expected an integer.", ONE_EACH)
-            if _is_boolean(row):
+            of_bool_type = getattr(row, "shape", None) == () and "bool" in str(getattr(row, "dtype", ""))
+            if isinstance(row, bool) or of_bool_type:  # among numbers it would count as 0 or 1
                 raise _booleans()
         labels = rows
     return tensor_of(labels, "labels"), False
-
-
-def _is_boolean(row: Any) -> bool:
-    """Whether one label is a boolean; among numbers it would count as 0 or 1."""
-    return isinstance(row, bool) or (getattr(row, "shape", None) == () and "bool" in str(getattr(row, "dtype", "")))
 
 
 def _booleans() -> BadValue:

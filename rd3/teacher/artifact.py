@@ -210,10 +210,9 @@ def load(
     for the folder of another teacher, for weights other than the manifest's and, with ``verify``, for a recount on the
     verification list that is more than half a percentage point off.
     """
-    device = usable_device(device)
     network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
     if verify:
-        _recount(network, manifest, dataset, device)
+        _recount(network, manifest, dataset)
     return network
 
 
@@ -225,9 +224,8 @@ def verify(
     formerly: str | None = None,
 ) -> dict[str, Any]:
     """Load the teacher with all checks and return the result of the recount; raises as :func:`load`."""
-    device = usable_device(device)
     network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
-    correct = _recount(network, manifest, dataset, device)
+    correct = _recount(network, manifest, dataset)
     recorded = manifest.verification
     return {
         "split": recorded.split,
@@ -241,7 +239,7 @@ def verify(
 
 
 def _load(
-    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device, formerly: str | None
+    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str, formerly: str | None
 ) -> tuple[NormalisedNetwork, TeacherManifest]:
     manifest, path = TeacherManifest.read(folder), folder / WEIGHTS
     manifest.check(folder, recipe, formerly)
@@ -254,10 +252,10 @@ def _load(
         raise DataCorrupt(
             f"{path} does not fit {recipe.network}: {str(error).splitlines()[-1].strip()}", "train or import it again"
         ) from None
-    return network.eval().requires_grad_(False).to(device), manifest
+    return network.eval().requires_grad_(False).to(usable_device(device)), manifest
 
 
-def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset, device: torch.device) -> int:
+def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset) -> int:
     recorded = manifest.verification
     if len(dataset.labels(recorded.split)) < recorded.count:
         raise DataCorrupt(
@@ -265,7 +263,7 @@ def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dat
             f"the teacher was verified on {recorded.count}.",
             "use the dataset that the teacher was verified on",
         )
-    correct = predict(network, dataset, recorded.split, range(recorded.count), device=device).correct
+    correct = predict(network, dataset, recorded.split, range(recorded.count), device=network.mean.device).correct
     if 100 * abs(correct - recorded.correct) > TOLERANCE_PCT * recorded.count:
         raise DataCorrupt(
             f"Teacher {manifest.key[:12]} classifies {correct} of {recorded.count} {recorded.split} images of "

@@ -48,10 +48,17 @@ def folded(tensors: Mapping[str, torch.Tensor]) -> Folded:
     return Folded(left, tuple(said))
 
 
+def _in_parts(left: Mapping[str, torch.Tensor], *forms: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    """The names of weights that have a part with the first suffix of a form, and the suffixes of that form."""
+    return [
+        (name.removesuffix(suffixes[0]), suffixes) for suffixes in forms for name in left if name.endswith(suffixes[0])
+    ]
+
+
 def _masked(left: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
     """Multiply weights with their masks, in place; returns (masked values, values) of each."""
     found = []
-    for name in [name.removesuffix("_mask") for name in left if name.endswith("_mask")]:
+    for name, _suffixes in _in_parts(left, ("_mask",)):
         whole = left.get(f"{name}_orig")
         if whole is not None and whole.shape == left[f"{name}_mask"].shape:
             mask = left.pop(f"{name}_mask")
@@ -68,12 +75,8 @@ def _plain_name(parametrised: str) -> str:
 
 def _weight_normed(left: dict[str, torch.Tensor]) -> int:
     """Compute weights from their lengths g and directions v (Salimans and Kingma, 2016), in place."""
-    old = {name.removesuffix("_g"): ("_g", "_v") for name in left if name.endswith("_g")}
-    new = {
-        name.removesuffix(".original0"): (".original0", ".original1") for name in left if name.endswith(".original0")
-    }
     count = 0
-    for name, (length, direction) in (old | new).items():
+    for name, (length, direction) in _in_parts(left, ("_g", "_v"), (".original0", ".original1")):
         g, v = left[name + length], left.get(name + direction)
         if v is None or not (g.ndim == 0 or _is_length(tuple(g.shape), tuple(v.shape))):
             continue
@@ -92,12 +95,8 @@ def _is_length(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 
 def _spectrally_normed(left: dict[str, torch.Tensor]) -> int:
     """Divide weights by their largest singular value, as the stored vectors estimate it, in place."""
-    old = {name.removesuffix("_orig"): ("_orig", "_u", "_v") for name in left if name.endswith("_orig")}
-    new = {
-        name.removesuffix(".original"): (".original", ".0._u", ".0._v") for name in left if name.endswith(".original")
-    }
     count = 0
-    for name, parts in (old | new).items():
+    for name, parts in _in_parts(left, ("_orig", "_u", "_v"), (".original", ".0._u", ".0._v")):
         whole, u, v = (left.get(name + part) for part in parts)
         if whole is None or u is None or v is None or (len(u), len(v)) != tuple(whole.flatten(1).shape):
             continue
