@@ -19,8 +19,7 @@ class ArtifactManifest(Frozen):
 
     noun: ClassVar[str]
     """What the folder holds."""
-    file: ClassVar[str]
-    """Name of the manifest."""
+    file: ClassVar[str] = "manifest.json"
     fix: ClassVar[str]
     """How to get the files again."""
 

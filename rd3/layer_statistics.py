@@ -36,7 +36,7 @@ from rd3.stopwatch import Stopwatch
 from rd3.store import sha256_file, write_atomically
 from rd3.teacher.training import Images, augment
 
-STATISTICS, MANIFEST = "statistics.safetensors", "manifest.json"
+STATISTICS = "statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class StatisticsManifest(ArtifactManifest):
     """The content of ``manifest.json``."""
 
     noun: ClassVar[str] = "statistics"
-    file: ClassVar[str] = MANIFEST
     fix: ClassVar[str] = "fetch the statistics or collect them again"
 
     teacher: str

@@ -21,7 +21,7 @@ from rd3.recipe import Normalisation, TeacherRecipe
 from rd3.store import sha256_file, write_atomically
 from rd3.values import Frozen
 
-WEIGHTS, MANIFEST, CURVE = "weights.safetensors", "manifest.json", "curve.parquet"
+WEIGHTS, CURVE = "weights.safetensors", "curve.parquet"
 VERIFIED_IMAGES = 1000
 """Largest length of the verification list."""
 TOLERANCE_PCT = 0.5
@@ -44,7 +44,6 @@ class TeacherManifest(ArtifactManifest):
     """The content of ``manifest.json``."""
 
     noun: ClassVar[str] = "teacher"
-    file: ClassVar[str] = MANIFEST
     fix: ClassVar[str] = "fetch, train or import the teacher again"
 
     network: str
@@ -241,7 +240,8 @@ def verify(
 def _load(
     folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str, formerly: str | None
 ) -> tuple[NormalisedNetwork, TeacherManifest]:
-    manifest, path = TeacherManifest.read(folder), folder / WEIGHTS
+    device, path = usable_device(device), folder / WEIGHTS
+    manifest = TeacherManifest.read(folder)
     manifest.check(folder, recipe, formerly)
     check_classes(recipe, dataset.info)
     manifest.check_file(folder, WEIGHTS, manifest.weights_sha256)
@@ -252,7 +252,7 @@ def _load(
         raise DataCorrupt(
             f"{path} does not fit {recipe.network}: {str(error).splitlines()[-1].strip()}", "train or import it again"
         ) from None
-    return network.eval().requires_grad_(False).to(usable_device(device)), manifest
+    return network.eval().requires_grad_(False).to(device), manifest
 
 
 def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset) -> int:

@@ -257,17 +257,15 @@ class Images:
         return self.dataset.images(self.split, positions.tolist()).to(self.device), self.labels[there]
 
 
-def within_epochs(
-    progress: Progress, finished: int, epochs: int, note: str, every_s: float = REPORT_EVERY_S
-) -> Callable[[float], None]:
-    """A function of the share of an epoch that is done, which reports progress every ``every_s`` seconds.
+def within_epochs(progress: Progress, finished: int, epochs: int, note: str) -> Callable[[float], None]:
+    """A function of the share of an epoch that is done, which reports progress every :data:`REPORT_EVERY_S` seconds.
 
     ``finished``: epochs before this one.  On a CPU an epoch may take many minutes; a stop takes effect at a report.
     """
     reported = [time.monotonic()]
 
     def report(share: float) -> None:
-        if time.monotonic() - reported[0] >= every_s:
+        if time.monotonic() - reported[0] >= REPORT_EVERY_S:
             reported[0] = time.monotonic()
             progress((finished + share) / epochs, note)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.layer_statistics import MANIFEST, STATISTICS, collect, load, tile_means, whole_tiles
+from rd3.layer_statistics import STATISTICS, collect, load, tile_means, whole_tiles
 from rd3.models._matched import matched_layers
 from rd3.recipe import CollectionSettings, Data, StatisticsRecipe
 from rd3.seeding import generator
@@ -209,7 +209,7 @@ def test_a_folder_that_is_not_what_it_should_be(tmp_path):
     (tmp_path / STATISTICS).unlink()
     with pytest.raises(DataMissing, match=r"lacks its file statistics\.safetensors"):
         load(tmp_path, recipe)
-    manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"images": "many"}))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"images": "many"}))
     with pytest.raises(DataCorrupt, match="is not a statistics manifest: images"):
         load(tmp_path, recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import shutil
@@ -23,7 +22,7 @@ from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, Dive
 from rd3.models import build_network
 from rd3.recipe import Data, Normalisation, TeacherRecipe, TeacherTraining
 from rd3.seeding import generator
-from rd3.teacher.training import learning_rate, pad_crop, within_epochs
+from rd3.teacher.training import learning_rate, pad_crop
 
 CONSTANTS = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -343,7 +342,7 @@ def test_a_recipe_without_training_cannot_be_trained(dataset, tmp_path):
 
 
 def test_progress_is_reported_within_long_epochs(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("rd3.teacher.training.within_epochs", functools.partial(within_epochs, every_s=0.0))
+    monkeypatch.setattr("rd3.teacher.training.REPORT_EVERY_S", 0.0)
     reports: list[tuple[float, str]] = []
     recipe = a_recipe(epochs=2)
     teacher.train(recipe, dataset, tmp_path, progress=lambda fraction, note: reports.append((fraction, note)))
