@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from pipelines.grid.structure import (
     GridStructure,
     PartStructure,
     as_is,
+    below,
     check_repeats,
     check_structure,
     items_of,
@@ -27,7 +28,7 @@ from pipelines.grid.structure import (
 from pipelines.grid.values import CALIBRATION, SETS, Chosen, Grid, Part
 from rd3.claims import Claim
 from rd3.datasets import DatasetInfo
-from rd3.errors import BadValue, RD3Error, StoreError, UnknownName
+from rd3.errors import BadValue, UnknownName
 from rd3.methods import METHODS, mistakes_in_setting
 from rd3.models import network_info
 from rd3.planning.sets import check_known_set, check_start
@@ -44,44 +45,39 @@ _KEY = re.compile(r"[0-9a-f]{12,64}")
 """A set's key, or its beginning as lists show it."""
 _LONGEST_NAME = 60
 """Characters of a name for imported sets."""
-Mistakes = Callable[[str, Any], list[str]]
-"""Name and value to the mistakes in the value; raises :class:`rd3.errors.UnknownName` for an unknown name."""
-
-
-ALL_MEASURES = (CALIBRATION, *STANDARD)
-"""What ``robustness: true`` stands for: without corruptions that the benchmark's mean leaves out, which have to be
-named."""
-
 _SETS_FIX = "`rd3 set list` shows the keys, `rd3 set import` imports a set"
 
 DEMONSTRATION = "Demonstration size: shows the path, not the claim."
 
 
-def check_document(document: Located, name: str, text: str, catalog: Catalog, small: bool = False) -> Grid | None:
-    """The grid, or None with at least one problem added to ``document``.
+def check_document(document: Located, catalog: Catalog, small: bool = False) -> Grid | None:
+    """The grid, or None with at least one problem added to the document.
 
     ``small``: the demonstration size, whose ``small`` keys replace those of the file.  Both sizes are checked.
     """
     given = keys_of(document, "A grid", "methods, datasets, ipc and a teacher")
     if given is None:
         return None
-    data = {"name": name} | given
-    full = _grid(document, data, text, catalog)
+    data = {"name": document.name} | given
+    full = _grid(document, data, catalog)
+    if full is None:
+        return None
     changes = data.pop("small", None)
-    if full is None or changes is None:
-        if full is not None and small:
+    if changes is None:
+        name = document.name
+        if small:
             document.problem((), f"The grid {name} has no demonstration size.", f"use {name}, or add `small:`")
         return full
     if "small" in changes:
         document.problem(("small", "small"), "The demonstration size has no demonstration size.", "remove it")
     heading = " ".join(filter(None, (DEMONSTRATION, full.description)))
     changed = data | {"name": f"{full.name}-small", "description": heading} | changes
-    reduced = _grid(document, changed, text, catalog, changes)
+    reduced = _grid(document, changed, catalog, changes)
     return reduced if small or reduced is None else full
 
 
 def _grid(
-    document: Located, data: dict[str, Any], text: str, catalog: Catalog, small: dict[str, Any] | None = None
+    document: Located, data: dict[str, Any], catalog: Catalog, small: dict[str, Any] | None = None
 ) -> Grid | None:
     """One size of a grid; ``small``: those of its keys that are written below ``small``."""
     at_top = partial(written_at, small or {}, ("small",))
@@ -100,13 +96,20 @@ def _grid(
     if isinstance(data.get("robustness"), list) and ("robustness",) not in wrong:
         check_repeats(document, data["robustness"], at_top(("robustness",)))
     for path, name in items_of(data, "robustness", wrong):
-        _check_measure(document, at_top(path), name)
+        with document.noting(at_top(path)):
+            if name != CALIBRATION:
+                corruption(name)
     if document.problems:
         return None
     head = {key: value for key, value in data.items() if key not in base and key not in ("also", "small", "claim")}
     head |= {"robustness": measures_of(data["robustness"])} if "robustness" in data else {}
     return Grid(
-        **head, claim=claim, parts=tuple(Part(**fields) for fields in parts), text=text, small=small is not None
+        **head,
+        claim=claim,
+        parts=tuple(Part(**fields) for fields in parts),
+        text=document.text,
+        source=document.source,
+        small=small is not None,
     )
 
 
@@ -138,7 +141,7 @@ def _check_imported_sets(checks: list[PartCheck], small: bool) -> None:
 
 def _claim(document: Located, data: dict[str, Any], parts: list[dict[str, Any]], at: At, small: bool) -> Claim | None:
     """The claim of a grid; a demonstration size may lack some of its methods."""
-    given, at_claim = data["claim"], partial(_below, "claim", at)
+    given, at_claim = data["claim"], below("claim", at=at)
     wrong = check_structure(document, ClaimStructure, given, at_claim, "A claim")
     if wrong:
         return None
@@ -161,23 +164,10 @@ def _claim(document: Located, data: dict[str, Any], parts: list[dict[str, Any]],
 _CLAIM_FIX = "`test: better` compares `better: [...]` with `than: [...]`; the other tests compare all methods"
 
 
-def _below(key: str, at: At, path: Path) -> Path:
-    return at((key, *path))
-
-
 def measures_of(value: bool | list[str]) -> tuple[str, ...]:
-    """The measures of a grid, calibration first: none for false, all for true, else those that are named."""
-    named = ALL_MEASURES if value is True else value or ()
-    return tuple(name for name in (CALIBRATION, *KNOWN) if name in named or (named and name == CALIBRATION))
-
-
-def _check_measure(document: Located, path: Path, name: str) -> None:
-    """Add a problem for an unknown measure of robustness."""
-    try:
-        if name != CALIBRATION:
-            corruption(name)
-    except RD3Error as error:
-        document.problem(path, error.message, error.fix)
+    """The measures of ``robustness``: calibration, with those named or (true) the benchmark's; none for false."""
+    named = STANDARD if value is True else value or ()
+    return (CALIBRATION, *(name for name in KNOWN if name in named)) if named else ()
 
 
 def _check_method(name: str, values: dict[str, Any]) -> None:
@@ -247,15 +237,9 @@ class PartCheck:
     def problem(self, path: Path, message: str, fix: str = "") -> None:
         self.document.problem(self.at(path), message, fix)
 
-    @contextmanager
-    def noting(self, path: Path) -> Iterator[None]:
-        """Report an :class:`RD3Error` as a problem at ``path``; store errors are not the file's and are raised."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except RD3Error as error:
-            self.problem(path, error.message, error.fix)
+    def noting(self, path: Path) -> AbstractContextManager[None]:
+        """Report an :class:`RD3Error` as a problem at ``path``, except for errors of a store."""
+        return self.document.noting(self.at(path))
 
     def items(self, key: str) -> Iterator[tuple[Path, Any]]:
         return items_of(self.data, key, self.wrong)
@@ -407,8 +391,10 @@ class PartCheck:
             self.problem(path, f"{' / '.join(found)}, got {what(value)}.", point_for_comma(value))
         return found == []
 
-    def _right(self, values: dict[str, Any], path: Path, mistakes: Mistakes = mistakes_in) -> dict[str, Any]:
-        """Those of several values by name that are right."""
+    def _right(
+        self, values: dict[str, Any], path: Path, mistakes: Callable[[str, Any], list[str]] = mistakes_in
+    ) -> dict[str, Any]:
+        """Those of several values by name in which ``mistakes`` finds none."""
         return {
             name: value
             for name, value in values.items()

@@ -161,12 +161,7 @@ def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Ex
     Resolved with the user's own datasets, teachers and protocols.  Raises as :func:`load_grid` and :func:`expand` do.
     """
     catalog = Catalog.of(session)
-    grid = load_grid(source, catalog)
-    try:
-        return expand(grid, catalog)
-    except GridErrors as error:
-        source = grid.name if isinstance(source, Mapping) else str(source)
-        raise GridErrors(source, error.problems) from None
+    return expand(load_grid(source, catalog), catalog)
 
 
 def expand(grid: Grid, catalog: Catalog) -> Expansion:
@@ -268,7 +263,7 @@ class _Expander:
         if found:
             located = partial(problem_in, self.grid.text, small=self.grid.small)
             problems = dict.fromkeys(located(*each) for each in dict.fromkeys(found))
-            raise GridErrors(self.grid.name, sorted(problems, key=lambda problem: problem.line or 0))
+            raise GridErrors(self.grid.source or self.grid.name, problems)
 
     def product(self, number: int, part: Part, dataset: str) -> None:
         """All cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,39 +19,33 @@ import yaml
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
 from pipelines.grid.located_yaml import GridErrors, Located, Problem, read_located
-from pipelines.grid.values import Chosen, Grid, Part
+from pipelines.grid.values import Grid
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.foreign_files import read_text
 from rd3.registry import did_you_mean
 from rd3.yaml_numbers import EXPONENTS
 
 T = TypeVar("T")
-Check = Callable[[Located, str, str, Catalog], T | None]
-"""Called with a document, the name and text of its file, and a catalog; returns the grid or sweep, or None with the
-problems that it adds to the document."""
-
-__all__ = ["Chosen", "Grid", "GridErrors", "Part", "Problem", "load_grid", "parse_grid", "shipped_grids"]
+Check = Callable[[Located, Catalog], T | None]
+"""Document and catalog to the grid or sweep; None with the problems that it adds to the document."""
 
 
-def _folder() -> Any:
-    return files("pipelines").joinpath("grids")
-
-
-def file_names(folder: Any) -> list[str]:
-    """Names of the YAML files in a folder of the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
+_GRIDS = files("pipelines") / "grids"
 SMALL = "-small"
 OTHER_NAMES = {"figure1": "table2", "figure5": "table4", "figure6": "figure4"}
 """Figures of the paper that show the results of another table or figure, to the grid of that one."""
 
 
+def file_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files in a folder of the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
 def shipped_grids() -> list[str]:
     """Names of the built-in grids, in all their sizes."""
     found = []
-    for name in file_names(_folder()):
-        has_small = "\nsmall:" in _folder().joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    for name in file_names(_GRIDS):
+        has_small = "\nsmall:" in (_GRIDS / f"{name}.yaml").read_text(encoding="utf-8")
         found += [name, f"{name}{SMALL}"] if has_small else [name]
     return found
 
@@ -66,8 +61,9 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
         return parse_grid(_as_text(source), "grid", catalog)
     source = _own_name(str(source))
     full = _full(source)
-    name, text, document = read_named(full or source, _folder(), "grid")
-    return checked(partial(check_document, small=full is not None), document, name, text, catalog, source=source)
+    document = read_named(full or source, _GRIDS, "grid")
+    document.source = source
+    return checked(partial(check_document, small=full is not None), document, catalog)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -94,23 +90,23 @@ def _as_text(source: Mapping[str, Any]) -> str:
 
 def _own_name(source: str) -> str:
     """The name of the grid that also goes by another one, in the same size."""
-    name, size = (source.removesuffix(SMALL), SMALL) if source.endswith(SMALL) else (source, "")
-    return OTHER_NAMES[name] + size if name in OTHER_NAMES else source
+    name = source.removesuffix(SMALL)
+    return OTHER_NAMES.get(name, name) + source.removeprefix(name)
 
 
 def _full(source: str) -> str | None:
     """``NAME`` or ``FILE.yaml`` for ``NAME-small`` or ``FILE-small.yaml``, its demonstration size; None for others."""
     path = Path(source)
-    if path.stem == SMALL or source in file_names(_folder()) or _is_file(path) or not path.stem.endswith(SMALL):
+    if path.stem == SMALL or source in file_names(_GRIDS) or _is_file(path) or not path.stem.endswith(SMALL):
         return None
     full = str(path.with_name(path.stem.removesuffix(SMALL) + path.suffix))
-    return full if full in file_names(_folder()) or _is_file(Path(full)) else None
+    return full if full in file_names(_GRIDS) or _is_file(Path(full)) else None
 
 
 def grid_file(source: str) -> Path | None:
     """The grid file at a path, also at ``FILE-small.yaml``; None for a built-in grid."""
     path = Path(_full(source) or source)
-    return path if str(path) not in file_names(_folder()) and _is_file(path) else None
+    return path if str(path) not in file_names(_GRIDS) and _is_file(path) else None
 
 
 def _is_file(path: Path) -> bool:
@@ -122,59 +118,47 @@ def _is_file(path: Path) -> bool:
 
 def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
     """Parse the YAML text of a grid; ``name`` is used if the text has none."""
-    return checked(check_document, read_located(text), name, text, catalog)
+    return checked(check_document, read_located(text, name), catalog)
 
 
-def checked(
-    check: Check[T],
-    document: Located,
-    name: str,
-    text: str,
-    catalog: Catalog | None,
-    *,
-    what: str = "Grid",
-    source: str = "",
-) -> T:
-    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes.
-
-    ``source``: what the user called it, such as the path of a file, by which errors name it (default: ``name``).
-    """
+def checked(check: Check[T], document: Located, catalog: Catalog | None) -> T:
+    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes."""
     unreadable = bool(document.problems) and document.data is None
-    found = None if unreadable else check(document, name, text, catalog or Catalog())
+    found = None if unreadable else check(document, catalog or Catalog())
     if found is None or document.problems:
-        raise GridErrors(source or name, sorted(document.problems, key=lambda problem: problem.line or 0), what)
+        raise GridErrors(document.source or document.name, document.problems, document.kind)
     return found
 
 
-def read_named(source: str | Path, shipped: Any, what: str) -> tuple[str, str, Located]:
-    """Name, text and document of the built-in ``what`` (grid, sweep) in ``shipped``, or of the file at a path."""
-    text, names = str(source), file_names(shipped)
-    if text in names:
-        content = shipped.joinpath(f"{text}.yaml").read_text(encoding="utf-8")
-        return text, content, read_located(content)
+def read_named(source: str, shipped: Traversable, kind: str) -> Located:
+    """The document of the built-in grid or sweep (``kind``) in the folder ``shipped``, or of the file at a path."""
+    names = file_names(shipped)
+    if source in names:
+        text = (shipped / f"{source}.yaml").read_text(encoding="utf-8")
+        return read_located(text, source, source, kind)
     path = Path(source)
     if not _is_file(path):
         if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
             raise DataMissing(
-                f"There is no {what} file {text}.", f"check the path; `rd3 list {what}s` lists the built-in ones"
+                f"There is no {kind} file {source}.", f"check the path; `rd3 list {kind}s` lists the built-in ones"
             )
-        raise UnknownName(f"There is no {what} {text!r}.", did_you_mean(text, names))
+        raise UnknownName(f"There is no {kind} {source!r}.", did_you_mean(source, names))
     try:
-        content = read_text(path)
+        text = read_text(path)
     except OSError as error:
-        raise GridErrors(text, [Problem("the file", f"Cannot be read ({error}).")], what.capitalize()) from None
-    document = read_located(content)
-    other = _other_kind(document, what)
+        raise GridErrors(source, [Problem("the file", f"Cannot be read ({error}).")], kind) from None
+    document = read_located(text, path.stem, source, kind)
+    other = _other_kind(document)
     if other is not None:
-        raise BadValue(f"{text} is a {other}, not a {what}.", f"use `rd3 {_COMMANDS[other]} {text}`")
-    return path.stem, content, document
+        raise BadValue(f"{source} is a {other}, not a {kind}.", f"use `rd3 {_COMMANDS[other]} {source}`")
+    return document
 
 
 _COMMANDS = {"grid": "run", "sweep": "sweep"}
 
 
-def _other_kind(document: Located, what: str) -> str | None:
-    """The kind of a file by its distinctive keys, if it is not ``what``; else None."""
+def _other_kind(document: Located) -> str | None:
+    """The kind that a document has by its distinctive keys, if it is not the one that was asked for; else None."""
     keys = set(document.data) if isinstance(document.data, dict) else set()
     kinds = [kind for kind, own in (("grid", {"datasets"}), ("sweep", {"space", "trials"})) if keys & own]
-    return kinds[0] if kinds and what not in kinds else None
+    return kinds[0] if kinds and document.kind not in kinds else None

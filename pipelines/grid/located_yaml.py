@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import yaml
 
-from rd3.errors import RD3Error
+from rd3.errors import RD3Error, StoreError
 from rd3.values import is_utf8
 from rd3.yaml_numbers import NumbersLoader
 
@@ -40,24 +41,30 @@ class Problem(NamedTuple):
 
 
 class GridErrors(RD3Error):
-    """All mistakes of one file of kind ``what`` (grid, sweep)."""
+    """All mistakes of one file of a kind (grid, sweep), in the order of its lines; ``source``: its path or name."""
 
-    def __init__(self, source: str, problems: Iterable[Problem], what: str = "Grid"):
+    def __init__(self, source: str, problems: Iterable[Problem], kind: str = "grid"):
         self.source = source
-        self.what = what
-        self.problems = list(problems)
+        self.kind = kind
+        self.problems = sorted(problems, key=lambda problem: problem.line or 0)
         count = len(self.problems)
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"{what} {source} has {count} mistake{'s' if count != 1 else ''}:\n{lines}")
+        super().__init__(f"{kind.capitalize()} {source} has {count} mistake{'s' if count != 1 else ''}:\n{lines}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.problems, self.what)
+        return type(self), (self.source, self.problems, self.kind)
 
 
 @dataclass
 class Located:
     """A YAML document as plain data, with the line of every value and the problems found."""
 
+    text: str
+    name: str = ""
+    """Name of the grid or sweep, where the document itself gives none."""
+    source: str = ""
+    """What the user called the file: its path, or the name of a built-in one; empty for a text."""
+    kind: str = "grid"
     data: Any = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -77,6 +84,21 @@ class Located:
         found = Problem(place_text(path), message, fix, self.line(path))
         if found not in self.problems:
             self.problems.append(found)
+
+    def cannot_read(self, path: Path, message: str, fix: str) -> None:
+        """Add the only problem of a value that has no meaning."""
+        self.problem(path, message, fix)
+        self.unreadable.add(path)
+
+    @contextmanager
+    def noting(self, path: Path) -> Iterator[None]:
+        """Add an :class:`RD3Error` as a problem at ``path``; errors of a store are not the file's and are raised."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except RD3Error as error:
+            self.problem(path, error.message, error.fix)
 
 
 def problem_in(text: str, part: int, path: Path, message: str, fix: str = "", *, small: bool = False) -> Problem:
@@ -121,9 +143,9 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 """A number with a decimal comma, and one whose comma may be for thousands."""
 
 
-def read_located(text: str) -> Located:
-    """Read one YAML document; a syntax error is added to the problems."""
-    found = Located()
+def read_located(text: str, name: str = "", source: str = "", kind: str = "grid") -> Located:
+    """Read one YAML document; a syntax error is added to its problems."""
+    found = Located(text, name, source, kind)
     loader = None
     try:
         loader = _Loader(text)
@@ -164,20 +186,17 @@ def point_for_comma(value: Any) -> str:
     return f"write {value.replace(',', '.')}{thousands}"
 
 
-_WHOLE = "write the character itself"
-
-
-def _no_text(what: str, value: str) -> str:
-    """The problem of an escape such as ``\\ud83d``: JSON writes an emoji as two of them, which YAML does not join."""
-    return f"{what} {value[:40]!r} contains half of a character (an unpaired surrogate)."
+def _half_character(what: str, value: str) -> tuple[str, str]:
+    """Message and fix for an escape such as ``\\ud83d``: JSON writes an emoji as two, which YAML does not join."""
+    message = f"{what} {value[:40]!r} contains half of a character (an unpaired surrogate)."
+    return message, "write the character itself"
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located, seen: set[int]) -> Any:
     """The node as plain data; records lines, and problems with keys and numbers that are not what they seem."""
     found.lines.setdefault(path, node.start_mark.line + 1)
     if id(node) in seen:  # an alias is the same node as its anchor, so a small text could expand without bound
-        found.problem(path, "Aliases (*name) are not supported.", "write the value in full, or use 'also'")
-        found.unreadable.add(path)
+        found.cannot_read(path, "Aliases (*name) are not supported.", "write the value in full, or use 'also'")
         return None
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
@@ -187,10 +206,8 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         for before, (key_node, value_node) in zip((None, *node.value), node.value, strict=False):
             key = key_node.value
             if before and (number := _decimal_comma(before[1], key_node, value_node)):
-                where = (*path, before[0].value)
                 message = f"{number} is not one number in YAML, where a comma ends the entry."
-                found.problem(where, message, point_for_comma(number))
-                found.unreadable.add(where)
+                found.cannot_read((*path, before[0].value), message, point_for_comma(number))
                 continue
             if key_node.tag != "tag:yaml.org,2002:str":
                 merge = key_node.tag == "tag:yaml.org,2002:merge"
@@ -199,7 +216,7 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
                 found.problem(path, f"{shown} is not a string.", fix)
                 continue
             if not is_utf8(key):
-                found.problem(path, _no_text("Key", key), _WHOLE)
+                found.problem(path, *_half_character("Key", key))
                 continue
             found.lines[*path, key] = key_node.start_mark.line + 1
             if key in values:
@@ -211,29 +228,22 @@ def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: Path, found: Located,
         readable = value is None or isinstance(value, str | int | float)  # unlike `!!binary` and `!!timestamp`
     except (ValueError, LookupError, AttributeError):  # such as `!!int text`, `!!bool text` and `!!timestamp text`
         readable = False
+    is_number = readable and isinstance(value, int | float) and not isinstance(value, bool)
+    message, fix = "", "write a number, or put it in quotes"
     if not readable:
-        found.problem(path, f"Cannot read the value {str(node.value)[:40]!r}.", "write a number, or put it in quotes")
-        found.unreadable.add(path)
-        return None
-    if isinstance(value, str) and not is_utf8(value):
-        found.problem(path, _no_text("Text", value), _WHOLE)
-        found.unreadable.add(path)
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        found.problem(path, f"{node.value} is not a finite number.", "write a number, or put it in quotes")
-        found.unreadable.add(path)
-        return None
+        message = f"Cannot read the value {str(node.value)[:40]!r}."
+    elif isinstance(value, str) and not is_utf8(value):
+        message, fix = _half_character("Text", value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        message = f"{node.value} is not a finite number."
     # What is larger is refused by its field, and may have more digits than Python prints.
-    plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
-    if plain and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
+    elif is_number and abs(value) < 2**63 and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         base = 60 if ":" in node.value else 8
         decimal = re.sub("^([-+]?)0+(?=.)", r"\1", node.value.replace("_", ""))
         meant = dict.fromkeys([decimal, str(value)] if base == 8 else [str(value)])
-        found.problem(
-            path,
-            f"{node.value} is {value} in YAML, which reads it in base {base}.",
-            f"write {' or '.join(meant)}, or put it in quotes",
-        )
-        found.unreadable.add(path)
+        message = f"{node.value} is {value} in YAML, which reads it in base {base}."
+        fix = f"write {' or '.join(meant)}, or put it in quotes"
+    if message:
+        found.cannot_read(path, message, fix)
         return None
     return value

@@ -30,22 +30,12 @@ def _choice(item: Any) -> Any:
     return item
 
 
-def _roles(value: Any) -> Any:
-    """A role for all datasets as a mapping without exceptions."""
-    return {} if isinstance(value, str) else value
-
-
-def _measures(value: Any) -> Any:
-    """``true`` and ``false`` as a list without names."""
-    return [] if isinstance(value, bool) else value
-
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Fields = dict[str, Any]
 Choice = Annotated[dict[str, Fields], BeforeValidator(_choice)]
 """A method or a protocol, alone or with values: ``name`` or ``{name: {field: value}}``."""
-Roles = Annotated[dict[str, str], BeforeValidator(_roles)]
-"""A teacher role, or one for each dataset."""
+Roles = Annotated[dict[str, str], BeforeValidator(lambda value: {} if isinstance(value, str) else value)]
+"""A teacher role, which is valid as it is, or one for each dataset."""
 Count = Annotated[int, Field(ge=1, le=BIGGEST_SEED)]
 Seed = Annotated[int, Field(ge=0, le=BIGGEST_SEED)]
 Choices = Annotated[list[Choice], Field(min_length=1)]
@@ -53,8 +43,8 @@ Names = Annotated[list[str], Field(min_length=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Values = Annotated[list[Any], Field(min_length=1)]
-Measures = Annotated[list[str], BeforeValidator(_measures)]
-"""``true`` for all, or names."""
+Measures = Annotated[list[str], BeforeValidator(lambda value: [] if isinstance(value, bool) else value)]
+"""``true`` for all, ``false`` for none, or names."""
 
 
 class PartStructure(Structure):
@@ -110,7 +100,6 @@ class Sentence(NamedTuple):
 _TEXT = Sentence("Expected text, got {what}.", "put it in quotes")
 _VARIED = Sentence("Expected a list of values, got {what}.", "write `{key}: [...]`")
 _CHANGES = Sentence("Expected keys that change the grid, got {what}.", "e.g. `methods: [random]`")
-
 _PAPER = Sentence(
     "Expected a table with the beginning of a configuration, got {what}.", "e.g. `paper: {{'6': loss=KL}}`"
 )
@@ -158,6 +147,11 @@ At = Callable[[Path], Path]
 def as_is(path: Path) -> Path:
     """For data that is the whole file."""
     return path
+
+
+def below(*prefix: str | int, at: At = as_is) -> At:
+    """For data that is the value at ``prefix``, itself in data located by ``at``."""
+    return lambda path: at((*prefix, *path))
 
 
 def check_structure(

@@ -52,9 +52,7 @@ class Part(Frozen):
         return [{}, *({field: value} for field, values in self.vary.items() for value in values)]
 
 
-_NAMES = ("name", "description", "claim", "embedding", "text", "small")
-
-
+_NOT_IN_KEY = ("name", "description", "claim", "embedding", "text", "source", "small")
 CALIBRATION = "calibration"
 """The measure of ``robustness`` that is always included; the others are corruptions."""
 
@@ -79,6 +77,8 @@ class Grid(Frozen):
     """Whether the report has t-SNE maps of the features of synthetic and real images."""
     text: str = ""
     """The text of the file."""
+    source: str = ""
+    """What the user called the file, such as its path, by which errors name it; empty without a file."""
     small: bool = False
     """Whether it is the demonstration size of the file."""
 
@@ -93,4 +93,4 @@ class Grid(Frozen):
         plain = without_neutral(self)
         for part in plain["parts"]:
             del part["setting"], part["paper"]
-        return digest({name: value for name, value in plain.items() if name not in _NAMES})
+        return digest({name: value for name, value in plain.items() if name not in _NOT_IN_KEY})

@@ -74,13 +74,13 @@ SENTENCES: Mapping[str, Sentence] = {
 }
 
 
-def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sweep | None:
-    """The sweep, or None with at least one problem added to ``document``."""
+def check_sweep(document: Located, catalog: Catalog) -> Sweep | None:
+    """The sweep, or None with at least one problem added to the document."""
     required = [key for key, field in SweepStructure.model_fields.items() if field.is_required() and key != "name"]
     given = structure.keys_of(document, "A sweep", ", ".join(required))
     if given is None:
         return None
-    data = {"name": name} | given
+    data = {"name": document.name} | given
     wrong = structure.check_structure(document, SweepStructure, data, owner="A sweep", sentences=SENTENCES)
     right = {key: value for key, value in data.items() if key not in {path[0] for path in wrong}}
     test = right.get("test", {})
@@ -100,7 +100,7 @@ def check_sweep(document: Located, name: str, text: str, catalog: Catalog) -> Sw
         "space": space,
     }
     seeds = {"test_seeds": test["student_seeds"]} if test else {}
-    return Sweep(**fields, **seeds, text=text)
+    return Sweep(**fields, **seeds, text=document.text, source=document.source)
 
 
 def _as_part(data: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
@@ -115,12 +115,9 @@ def _at(path: Path) -> Path:
 
 
 def _check_test(document: Located, test: dict[str, Any]) -> None:
-    def at(path: Path) -> Path:
-        return ("test", *path)
-
-    structure.check_structure(document, TestStructure, test, at, "A sweep's test", SENTENCES)
+    structure.check_structure(document, TestStructure, test, structure.below("test"), "A sweep's test", SENTENCES)
     if isinstance(test.get("student_seeds"), list):
-        structure.check_repeats(document, test["student_seeds"], at(("student_seeds",)))
+        structure.check_repeats(document, test["student_seeds"], ("test", "student_seeds"))
 
 
 def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.files import checked, file_names, read_named
@@ -12,14 +11,12 @@ from pipelines.grid.located_yaml import read_located
 from pipelines.sweep.check import check_sweep
 from pipelines.sweep.values import Sweep
 
-
-def _folder() -> Any:
-    return files("pipelines").joinpath("sweeps")
+_SWEEPS = files("pipelines") / "sweeps"
 
 
 def shipped_sweeps() -> list[str]:
     """Names of the built-in sweeps."""
-    return file_names(_folder())
+    return file_names(_SWEEPS)
 
 
 def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
@@ -27,10 +24,9 @@ def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
 
     ``catalog``: the names it may refer to (default: the built-in ones).
     """
-    name, text, document = read_named(source, _folder(), "sweep")
-    return checked(check_sweep, document, name, text, catalog, what="Sweep", source=str(source))
+    return checked(check_sweep, read_named(str(source), _SWEEPS, "sweep"), catalog)
 
 
 def parse_sweep(text: str, name: str, catalog: Catalog | None = None) -> Sweep:
     """Parse the YAML text of a sweep, as :func:`load_sweep` does; ``name`` is used if the text has none."""
-    return checked(check_sweep, read_located(text), name, text, catalog, what="Sweep")
+    return checked(check_sweep, read_located(text, name, kind="sweep"), catalog)

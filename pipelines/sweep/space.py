@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from pipelines.grid.located_yaml import Path
-from pipelines.grid.structure import SENTENCES, Sentence, Structure, check_repeats, check_structure, what
+from pipelines.grid.structure import SENTENCES, Sentence, Structure, below, check_repeats, check_structure, what
 from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
@@ -74,21 +74,25 @@ class SpaceCheck:
         self.check, self.document = check, check.document
         self.resolve, self.size, self.fixed = resolve, size, fixed
         self.base = resolve({})
+        self.space: dict[str, Dimension] = {}
 
     def dimensions(self, space: dict[str, Any], sampler: str | None, trials: int | None) -> tuple[Dimension, ...]:
         """Check every field by itself, then the fields together; returns the valid dimensions."""
         found = [self._dimension(field, value) for field, value in space.items()]
-        good = tuple(dimension for dimension in found if dimension is not None)
-        if len(good) == len(found):
-            self._labels(good)
-            self._own_labels(good)
-            for dimension in good:
-                self._matters(dimension, good)
+        self.space = {dimension.field: dimension for dimension in found if dimension is not None}
+        if len(self.space) == len(found):
+            self._check_labels()
+            self._check_own_labels()
+            for dimension in self.space.values():
+                reason = self._without_effect(dimension)
+                if reason:
+                    message = f"This field has no effect here: {reason}."
+                    self._problem((dimension.field,), message, "remove it from the space")
             if sampler == "grid":
-                self._countable(good, trials)
+                self._check_count(trials)
             if not self.document.problems:
-                self._consistent(good)
-        return good
+                self._check_contradictions()
+        return tuple(self.space.values())
 
     def _problem(self, path: Path, message: str, fix: str = "") -> None:
         self.document.problem(("space", *path), message, fix)
@@ -100,9 +104,8 @@ class SpaceCheck:
         # Fields, settings of losses (`temperature`) and of steps of the augmentation (`flip.probability`).
         known = [name for name in protocol_names() if name != "test_epochs"]
         if field == "test_epochs":
-            self._problem(
-                (field,), "This field decides only when a trial is validated, not its result.", "use `validate_epochs`"
-            )
+            message = "This field decides only when a trial is validated, not its result."
+            self._problem((field,), message, "use `validate_epochs`")
         elif field in UnresolvedValues.model_fields:  # image_steps, which become epochs by the size of the set
             self._problem((field,), "All trials of a sweep train on sets of one size.", "use `epochs`")
         elif field not in known:
@@ -113,86 +116,76 @@ class SpaceCheck:
             message = f"{lost[0]} of 'protocol' would not be used, as a tuned loss starts from its own settings."
             self._problem((field,), message, f"fix the loss, or remove {lost[0]} there")
         elif isinstance(value, list):
-            self._choices(field, value)
+            self._check_choices(field, value)
             value = {"choices": tuple(value)}
         elif isinstance(value, dict):
-            self._range(field, value)
+            self._check_range(field, value)
         else:
             message = f"Expected a range or a list of choices, got {what(value)}."
             self._problem((field,), message, "write {low: ..., high: ...} or [...]")
         return Dimension(field=field, **value) if len(self.document.problems) == before else None
 
-    def _value(self, field: str, value: Any, *place: str | int) -> None:
-        """Check one value against its field."""
+    def _check_value(self, value: Any, field: str, *place: str | int) -> None:
+        """Check one value of a field; ``place``: its index among the choices, or its key in the range."""
         path = ("space", field, *place)
         if isinstance(value, list | dict):
             self.document.problem(path, f"Expected a scalar, got {what(value)}.", "vary individual settings")
-            return
-        right = self.check.is_right(path, value, partial(mistakes_in, field, value))
-        if right and field == "batch_size" and value < 2:
-            self._problem(
-                (field, *place), f"Batch normalisation needs at least two images, got {value}.", "start at 2 or more"
-            )
-        if right and field == "loss":
-            try:
-                LOSSES.get(value)
-            except RD3Error as error:
-                self._problem((field, *place), error.message, error.fix)
-        elif right and "." in field:  # the base protocol may not have this step of the augmentation
-            try:
-                self.resolve({field: value})
-            except RD3Error as error:
-                self._problem((field, *place), error.message, error.fix)
+        elif self.check.is_right(path, value, partial(mistakes_in, field, value)):
+            if field == "batch_size" and value < 2:
+                message = f"Batch normalisation needs at least two images, got {value}."
+                self.document.problem(path, message, "start at 2 or more")
+            with self.document.noting(path):
+                if field == "loss":
+                    LOSSES.get(value)
+                elif "." in field:  # the base protocol may not have this step of the augmentation
+                    self.resolve({field: value})
 
-    def _choices(self, field: str, values: list[Any]) -> None:
+    def _check_choices(self, field: str, values: list[Any]) -> None:
         if len(values) < 2:
             content = f"only {values[0]!r}" if values else "nothing"
             self._problem((field,), f"There is no choice: the list contains {content}.", "give at least two values")
         check_repeats(self.document, values, ("space", field))
         for place, value in enumerate(values):
-            self._value(field, value, place)
+            self._check_value(value, field, place)
 
-    def _range(self, field: str, value: dict[str, Any]) -> None:
+    def _check_range(self, field: str, value: dict[str, Any]) -> None:
         kind = number_type(field)
         if kind is None:
             self._problem((field,), f"The field {field!r} is not a number.", "give a list of choices")
             return
         before = len(self.document.problems)
         model = IntegerRangeStructure if kind is int else RangeStructure
-        check_structure(self.document, model, value, partial(_in_space, field), "A range", RANGE_SENTENCES)
+        check_structure(self.document, model, value, below("space", field), "A range", RANGE_SENTENCES)
         for end in ("low", "high"):
             if end in value and value[end] is None:  # which is a value of some fields
                 self._problem((field, end), "Expected a number, got nothing.", "write a number, or give choices")
             elif end in value:
-                self._value(field, value[end], end)
+                self._check_value(value[end], field, end)
         if len(self.document.problems) > before:
             return
         low, high, log, step = value["low"], value["high"], value.get("log", False), value.get("step")
+        at_step: Path = (field, "step")
         if low >= high:
             fault = "is empty" if low > high else "contains only one value"
             self._problem((field,), f"The range from {low} to {high} {fault}.", "make 'high' larger than 'low'")
         elif log and step is not None:
-            self._problem((field, "step"), "A logarithmic range has no steps.", "remove 'log' or 'step'")
+            self._problem(at_step, "A logarithmic range has no steps.", "remove 'log' or 'step'")
         elif log and low <= 0:
             self._problem((field, "low"), f"A logarithmic range cannot start at {low}.", "start above 0")
         elif step is not None and (high - low) / step > MOST_STEPS:
-            self._problem(
-                (field, "step"), f"Steps of {step} from {low} to {high} are too many.", "choose a larger step"
-            )
+            self._problem(at_step, f"Steps of {step} from {low} to {high} are too many.", "choose a larger step")
         elif step and not math.isclose((high - low) / step, max(1, round((high - low) / step)), abs_tol=1e-9):
-            self._problem(
-                (field, "step"), f"Steps of {step} from {low} do not reach {high}.", "choose another step or end"
-            )
+            self._problem(at_step, f"Steps of {step} from {low} do not reach {high}.", "choose another step or end")
 
-    def _consistent(self, space: tuple[Dimension, ...]) -> None:
+    def _check_contradictions(self) -> None:
         """Report the first point that contradicts itself, by the values that do so: its trial could not run.
 
         The ends of a range stand for all of it: a contradiction between numbers is an inequality, which an end violates
         if any value does.
         """
-        moved = [one for one in space if one.field in _JOINT]
-        for values in itertools.product(*(one.choices or (one.low, one.high) for one in moved)):
-            point = {one.field: value for one, value in zip(moved, values, strict=True)}
+        tuned = [one for one in self.space.values() if one.field in _JOINT]
+        for values in itertools.product(*(one.choices_or_ends for one in tuned)):
+            point = {one.field: value for one, value in zip(tuned, values, strict=True)}
             if self._contradiction(point):
                 for field in list(point):
                     rest = {name: value for name, value in point.items() if name != field}
@@ -202,99 +195,89 @@ class SpaceCheck:
                 self._problem((next(iter(point)),), message, "remove one of these values, or fix another field")
                 return
 
-    def _contradiction(self, moved: dict[str, Any]) -> str:
+    def _contradiction(self, point: dict[str, Any]) -> str:
         """Why a point is not possible; empty if it is."""
         try:
-            self.resolve(moved)
+            self.resolve(point)
         except RD3Error as error:
             return error.message
         return ""
 
-    def _possible(self, field: str, space: tuple[Dimension, ...]) -> tuple[Any, ...]:
+    def _possible(self, field: str) -> tuple[Any, ...]:
         """Values that a field may have in a trial; for a range, its ends."""
-        moved = next((dimension for dimension in space if dimension.field == field), None)
-        if moved is not None:
-            return moved.choices or (moved.low, moved.high)
+        if field in self.space:
+            return self.space[field].choices_or_ends
         return (self.base.loss.name if field == "loss" else self.base.value(field),)
 
-    def _own_labels(self, space: tuple[Dimension, ...]) -> None:
+    def _check_own_labels(self) -> None:
         """Report ``soft_labels: own``, as generated sets have no labels of their own."""
-        if "own" in self._possible("soft_labels", space):
-            moved = any(dimension.field == "soft_labels" for dimension in space)
+        if "own" in self._possible("soft_labels"):
             message = "The sets of a sweep have no soft labels of their own."
-            self.document.problem(("space", "soft_labels") if moved else ("protocol",), message, "remove 'own'")
+            path = ("space", "soft_labels") if "soft_labels" in self.space else ("protocol",)
+            self.document.problem(path, message, "remove 'own'")
 
-    def _labels(self, space: tuple[Dimension, ...]) -> None:
+    def _check_labels(self) -> None:
         """Check that labels and loss are consistent: hard labels use cross-entropy, soft labels any other loss."""
-        fields = {dimension.field: dimension for dimension in space}
-        if "labels" in fields and self.base.labels == "hard":
+        losses = self.space["loss"].choices if "loss" in self.space else ()
+        if "labels" in self.space and self.base.labels == "hard":
             self._problem(("labels",), "The base protocol has hard labels.", "choose one with soft labels")
-        elif "loss" in fields and "ce" in fields["loss"].choices:
-            place = fields["loss"].choices.index("ce")
+        elif "ce" in losses:
             fix = "remove it, and add `labels: [soft, hard]` to the space"
-            self._problem(("loss", place), "Loss 'ce' is used with hard labels only.", fix)
-        elif "loss" in fields and self.base.labels == "hard":
+            self._problem(("loss", losses.index("ce")), "Loss 'ce' is used with hard labels only.", fix)
+        elif losses and self.base.labels == "hard":
             self._problem(("loss",), "Hard labels use the loss 'ce' only.", "choose a base protocol with soft labels")
 
-    def _losses(self, space: tuple[Dimension, ...]) -> set[str]:
-        """Losses that a trial may use."""
-        labels = self._possible("labels", space)
-        soft = set(self._possible("loss", space)) if "soft" in labels else set()
-        return soft | ({"ce"} if "hard" in labels else set())
-
-    def _matters(self, dimension: Dimension, space: tuple[Dimension, ...]) -> None:
-        """Report a field that has no effect on the result."""
+    def _without_effect(self, dimension: Dimension) -> str:
+        """Why a field has no effect on the result of any trial; empty if it has."""
         field = dimension.field
-        reasons = {
-            "teacher_mode": "" if "soft" in self._possible("labels", space) else "hard labels need no teacher",
-            "beta2": "" if "adamw" in self._possible("optimizer", space) else "the optimizer is sgd",
-            "batch_size": self._capped(dimension),
-            **dict.fromkeys(
-                ("drop_at", "drop_factor"),
-                "" if "multistep" in self._possible("schedule", space) else "no trial has the schedule multistep",
-            ),
-            "warmup_start": "" if any(self._possible("warmup_epochs", space)) else "no trial has a warm-up",
-            "zeta": "the schedule is multistep" if set(self._possible("schedule", space)) == {"multistep"} else "",
-            "hybrid": "a single teacher provides the labels",  # sweeps have no `label_teachers`
-            "soft_labels": "" if "soft" in self._possible("labels", space) else "the labels are hard",
-            **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored(space, "once", "stored")),
-            "label_epochs": self._unstored(space, "stored"),
-            "label_reuse": self._unstored(space, "stored")
-            or ("" if any(self._possible("label_epochs", space)) else "every epoch has labels of its own"),
-        }
         if "." in field:
-            reason = self._without_effect(field, space)
-        elif field in EvalProtocol.model_fields:
-            reason = reasons.get(field, "")
-        else:
-            reason = self._unread(field, space)
-        if reason:
-            self._problem((field,), f"This field has no effect here: {reason}.", "remove it from the space")
+            return self._unused_step(field.rpartition(".")[0])
+        if field not in EvalProtocol.model_fields:
+            return self._unread_by_losses(field)
+        if field == "batch_size":
+            return self._capped(dimension)
+        soft, schedules = "soft" in self._possible("labels"), set(self._possible("schedule"))
+        reasons = {
+            "teacher_mode": "" if soft else "hard labels need no teacher",
+            "beta2": "" if "adamw" in self._possible("optimizer") else "the optimizer is sgd",
+            **dict.fromkeys(
+                ("drop_at", "drop_factor"), "" if "multistep" in schedules else "no trial has the schedule multistep"
+            ),
+            "warmup_start": "" if any(self._possible("warmup_epochs")) else "no trial has a warm-up",
+            "zeta": "the schedule is multistep" if schedules == {"multistep"} else "",
+            "hybrid": "a single teacher provides the labels",  # sweeps have no `label_teachers`
+            "soft_labels": "" if soft else "the labels are hard",
+            **dict.fromkeys(("label_dtype", "label_top_k"), self._unstored("once", "stored")),
+            "label_epochs": self._unstored("stored"),
+            "label_reuse": self._unstored("stored")
+            or ("" if any(self._possible("label_epochs")) else "every epoch has labels of its own"),
+        }
+        return reasons.get(field, "")
 
-    def _unstored(self, space: tuple[Dimension, ...], *regimes: str) -> str:
+    def _unstored(self, *regimes: str) -> str:
         """Why fields of stored labels have no effect: no trial has one of these ``soft_labels``; empty if one has."""
-        if set(regimes) & set(self._possible("soft_labels", space)):
+        if set(regimes) & set(self._possible("soft_labels")):
             return ""
         return f"no trial has soft_labels {' or '.join(map(repr, regimes))}"
 
-    def _without_effect(self, field: str, space: tuple[Dimension, ...]) -> str:
-        """Why a setting of an augmentation has no effect (no trial uses it); empty if it has.
+    def _unused_step(self, step: str) -> str:
+        """Why settings of a step of the augmentation have no effect (no trial uses it); empty if they have.
 
         Steps without effect, such as a patch shuffle with grid 1, are dropped, so a step may be used at some values
         only.
         """
-        step = field.rpartition(".")[0]
-        moved = [
-            {one.field: value} for one in space if "." in one.field for value in one.choices or (one.low, one.high)
-        ]
-        if any(step == each.name for values in [{}, *moved] for each in self.resolve(values).augmentation):
+        settings = [one for one in self.space.values() if "." in one.field]
+        points = [{}, *({one.field: value} for one in settings for value in one.choices_or_ends)]
+        if any(step == each.name for point in points for each in self.resolve(point).augmentation):
             return ""
         return f"no trial uses {step}"
 
-    def _unread(self, field: str, space: tuple[Dimension, ...]) -> str:
-        losses = self._losses(space)
+    def _unread_by_losses(self, field: str) -> str:
+        """Why a setting of losses has no effect; empty if it has."""
+        labels = self._possible("labels")
+        losses = {*(self._possible("loss") if "soft" in labels else ()), *(["ce"] if "hard" in labels else [])}
         if any(field in LOSSES.get(loss).Settings.model_fields for loss in losses):
-            if field == "scale_t2" and set(self._possible("temperature", space)) == {1}:
+            if field == "scale_t2" and set(self._possible("temperature")) == {1}:
                 return "the temperature is 1"
             mixing = any(AUGMENTATIONS.get(step.name).mixes for step in self.base.augmentation)
             return "" if mixing or field != "hard_mix" else "no augmentation mixes images"
@@ -302,22 +285,23 @@ class SpaceCheck:
 
     def _capped(self, dimension: Dimension) -> str:
         """Why all batch sizes are equivalent; reports a subset of equivalent sizes as a problem."""
-        if dimension.field != "batch_size" or self.size is None:
+        if self.size is None:
             return ""
         cap = f"the set has {self.size} images, which caps the batch size"
-        if min(dimension.choices or (dimension.low,)) >= self.size:
+        if min(dimension.choices_or_ends) >= self.size:
             return cap
         alike = [value for value in dimension.choices if value >= self.size]
-        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] - (dimension.step or 1) >= self.size):
+        step, low = dimension.step or 1, dimension.low or 0
+        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] - step >= self.size):
             whole = f"{self.size} and above" if not alike else " and ".join(map(str, alike))
-            step, low = dimension.step or 1, dimension.low or 0
             fix = "keep one of them" if alike else f"end at {low + math.ceil((self.size - low) / step) * step}"
             self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", fix)
         return ""
 
-    def _countable(self, space: tuple[Dimension, ...], trials: int | None) -> None:
+    def _check_count(self, trials: int | None) -> None:
+        """Report a continuous range, a grid with too many points, and more trials than points."""
         points = 1
-        for dimension in space:
+        for dimension in self.space.values():
             if dimension.count is None:
                 step = "" if dimension.log else "add a step, "  # a logarithmic range has none
                 fix = f"{step}give a list, or use sampler tpe or random"
@@ -330,8 +314,3 @@ class SpaceCheck:
         elif isinstance(trials, int) and trials > points:
             message = f"Sampler 'grid' has {points} points, got {trials} trials."
             self.document.problem(("trials",), message, f"write `trials: {points}` or less")
-
-
-def _in_space(field: str, path: Path) -> Path:
-    """The location in the file of a value of a range."""
-    return ("space", field, *path)

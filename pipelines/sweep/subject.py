@@ -85,7 +85,7 @@ class Subject:
     @property
     def pruning(self) -> Pruning:
         epochs = next((one for one in self.sweep.space if one.field == "epochs"), None)
-        longest = max(epochs.choices or (epochs.high,)) if epochs is not None else self.protocol({}).epochs
+        longest = max(epochs.choices_or_ends) if epochs is not None else self.protocol({}).epochs
         return Pruning(self.sweep.pruner, self.sweep.validate_epochs, int(longest))
 
     def trial_s(self) -> float:
@@ -123,7 +123,7 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
         frame = Frame.of(info, sweep.ipc, bases[0].student, teacher.network)
         found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, frame, bases, expansion))
     if problems:
-        raise GridErrors(sweep.name, problems, "Sweep")
+        raise GridErrors(sweep.source or sweep.name, problems, "sweep")
     return found
 
 

@@ -31,6 +31,11 @@ class Dimension(Frozen):
         return number_type(self.field) is int
 
     @property
+    def choices_or_ends(self) -> tuple[Any, ...]:
+        """Its choices, or the two ends of its range."""
+        return self.choices or (self.low, self.high)
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest value of a range; raises :class:`ValueError` for a list of choices."""
         if self.low is None or self.high is None:
@@ -91,11 +96,14 @@ class Sweep(Frozen):
     """Student seeds of the winner's test."""
     text: str = ""
     """The text of the file."""
+    source: str = ""
+    """What the user called the file, such as its path."""
 
     @property
     def asked(self) -> dict[str, Any]:
         """The fields that affect the tuning, as plain data: without names, text, methods and test seeds."""
-        return self.model_dump(mode="json", exclude={"name", "description", "text", "methods", "test_seeds"})
+        others = {"name", "description", "text", "source", "methods", "test_seeds"}
+        return self.model_dump(mode="json", exclude=others)
 
     def labels(self) -> dict[str, Chosen]:
         """The methods by label."""

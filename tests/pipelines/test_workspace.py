@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import rd3
 from pipelines import Workspace
 from pipelines.cli import app
-from pipelines.grid.files import GridErrors
+from pipelines.grid.located_yaml import GridErrors
 from pipelines.workspace import LoadedGrid
 from rd3.errors import BadValue, DataMissing, UnknownName
 from rd3.methods import METHODS

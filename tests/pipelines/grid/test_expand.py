@@ -10,8 +10,9 @@ import pytest
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.check import check_document
 from pipelines.grid.expand import Expansion, expand
-from pipelines.grid.files import Chosen, Grid, GridErrors, Part, load_grid, parse_grid, shipped_grids
-from pipelines.grid.located_yaml import read_located
+from pipelines.grid.files import load_grid, parse_grid, shipped_grids
+from pipelines.grid.located_yaml import GridErrors, read_located
+from pipelines.grid.values import Chosen, Grid, Part
 from rd3.datasets import dataset_info
 from rd3.errors import DataMissing
 from rd3.methods import register_method
@@ -434,7 +435,7 @@ def test_a_table_that_prints_nothing_of_the_grid_is_said_at_full_size():
     text = SMALL + "paper: {'6': loss=KL}\nsmall: {ipc: [2]}\n"
     said = "paper: the paper's Table 6 prints no value for any cell of this grid under 'loss=KL'."
     assert expanded(text).notes == [said]
-    small = check_document(read_located(text), "test", text, Catalog(), small=True)
+    small = check_document(read_located(text, "test"), Catalog(), small=True)
     assert small is not None and expand(small, Fingerprints(opened)).notes == []
     printed = text.replace("digits", "imagenet1k").replace("resnet18_w16", "resnet18").replace("[1]", "[10]")
     assert expanded(printed).notes == [said], "Table 6 prints no random images"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.grid.files import GridErrors, load_grid, parse_grid, shipped_grids
-from pipelines.grid.located_yaml import read_located
+from pipelines.grid.files import load_grid, parse_grid, shipped_grids
+from pipelines.grid.located_yaml import GridErrors, read_located
 from pipelines.grid.structure import SENTENCES
 from pipelines.sweep import check as sweep_check
 from pipelines.sweep.space import RANGE_SENTENCES

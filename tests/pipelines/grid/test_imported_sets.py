@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pipelines import Workspace
 from pipelines.byhand import evaluations_of
 from pipelines.grid.catalog import Catalog
-from pipelines.grid.files import GridErrors
+from pipelines.grid.located_yaml import GridErrors
 from pipelines.sweep.files import parse_sweep
 from rd3.errors import BadValue
 from rd3.recipe import SetRecipe, TeacherRecipe

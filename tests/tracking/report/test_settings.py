@@ -6,7 +6,8 @@ import pytest
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
-from pipelines.grid.files import GridErrors, load_grid, parse_grid
+from pipelines.grid.files import load_grid, parse_grid
+from pipelines.grid.located_yaml import GridErrors
 from rd3.store import Entry
 from tracking.report.extra.settings import settings
 from tracking.report.paper import configurations, configured_value
