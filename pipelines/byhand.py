@@ -56,7 +56,7 @@ def role_change(dataset: str, role: str, recipe: TeacherRecipe, session: Session
     except RD3Error as error:
         return f"role {role} of {dataset}: {new}, in place of one that cannot be read ({error.message})"
     if found.registered is None:
-        how = "an import" if found.imported else "trained by RD3"
+        how = "an import" if found.training is None else "trained by RD3"
         return f"role {role} of {dataset}: {new}, in place of RD3's own, {found.network} ({how}; {found.source})"
     if found.registered.key == recipe.key:
         return f"role {role} of {dataset}: {new}, as before"

@@ -12,6 +12,7 @@ from rd3.datasets._splits import VALIDATION_DIVISOR
 from rd3.methods import Settings, resolve_settings
 from rd3.models import network_info
 from rd3.planning.backbones import BackboneRole, backbone_role
+from rd3.planning.roles import UserRole, no_user_role
 from rd3.planning.teacher_roles import Role, teacher_role
 from rd3.preset_rules import Case, check_names
 from rd3.protocol import EvalProtocol, Preset, preset, preset_reader, resolve_protocol
@@ -86,6 +87,7 @@ class Catalog:
         self.roots, self.presets, self.ledger = roots, presets, ledger
         self.protocols = dict(protocols or {})
         self._preset_of = preset if presets is None else preset_reader(presets)
+        self._user_role: UserRole = no_user_role if ledger is None else ledger.role
         self.used_protocols: set[str] = set()
         """Names of the protocols that were looked up, which a submitted grid takes along."""
         self.used_datasets: set[str] = set()
@@ -125,15 +127,12 @@ class Catalog:
 
     def role(self, dataset: str, name: str) -> Role:
         """The teacher of a role on a dataset."""
-        named_by_user = {} if self.ledger is None else {"user_role": self.ledger.role}
-        return self._once(("role", dataset, name), lambda: teacher_role(self.dataset(dataset), name, **named_by_user))
+        return self._once(("role", dataset, name), lambda: teacher_role(self.dataset(dataset), name, self._user_role))
 
     def backbone(self, dataset: str, name: str) -> BackboneRole:
         """The diffusion backbone of a role on a dataset."""
-        named_by_user = {} if self.ledger is None else {"user_role": self.ledger.role}
-        return self._once(
-            ("backbone", dataset, name), lambda: backbone_role(self.dataset(dataset), name, **named_by_user)
-        )
+        key = ("backbone", dataset, name)
+        return self._once(key, lambda: backbone_role(self.dataset(dataset), name, self._user_role))
 
     def protocol(self, name: str) -> Preset:
         """The preset of a protocol, whose rules name known students and datasets."""

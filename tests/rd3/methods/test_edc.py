@@ -64,13 +64,14 @@ def test_published_settings():
 def test_what_is_not_published_for_cifar10_is_said():
     info = dataset_info("cifar10")
     assert [published("edc", info, ipc).nearest for ipc in (1, 10)] == [False, False]
-    roles = [teacher_role(info, name) for name in resolve_settings("edc", info, 10).pool]
-    assert [role.name for role in roles if role.nearest] == [
+    roles = {name: teacher_role(info, name) for name in resolve_settings("edc", info, 10).pool}
+    assert [name for name, role in roles.items() if role.nearest] == [
         "gvbsm-convnet_d1",
         "gvbsm-convnet_d2",
         "gvbsm-convnet_w32",
     ]
-    assert all(role.train.training == roles[0].train.training for role in roles)
+    [training] = {role.training for role in roles.values()}
+    assert training is not None
 
 
 def test_pools_are_the_scripts():

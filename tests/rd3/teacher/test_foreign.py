@@ -189,6 +189,6 @@ def test_the_shipped_role_names_the_cifar10_teacher(data_root):
     path = data_root.parent / "teachers" / "cifar10-resnet18.safetensors"
     if not path.is_file():
         pytest.skip(f"there is no {path.name} beside the datasets")
-    imported = teacher_role(dataset_info("cifar10"), "resnet18-895").imported
+    imported = teacher_role(dataset_info("cifar10"), "resnet18-895")
     digest = teacher.weights_digest(load_file(path), dataset_info("cifar10").class_ids, imported.normalisation)
     assert digest == imported.weights
