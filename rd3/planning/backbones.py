@@ -10,7 +10,7 @@ from typing import Any
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
-from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, registered, shipped_roles
+from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, recipe_named_by_user, shipped_roles
 from rd3.recipe import BackboneRecipe, Data, SourceSplit
 from rd3.registry import did_you_mean
 from rd3.values import Frozen
@@ -36,7 +36,7 @@ def backbone_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_ro
 
     Raises :class:`UnknownName` with a suggestion, and :class:`BadValue` for the name of a teacher.
     """
-    recipe = registered(info, role, user_role, BackboneRecipe)
+    recipe = recipe_named_by_user(info, role, user_role, BackboneRecipe)
     if recipe is not None:
         command = f"rd3 diffusion import MODEL --dataset {info.name} --family {recipe.family} --role {role}"
         return BackboneRole(family=recipe.family, hint=command if recipe.imported else "", registered=recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rd3.datasets import DatasetInfo
@@ -43,32 +43,24 @@ def forecast_logits(
     rates: Rates,
 ) -> LogitsForecast:
     """The forecast for the recipes that run; evaluations whose set or dataset is unknown are left out."""
+
+    def of_group(group: list[EvaluationRecipe]) -> LogitsForecast:
+        """The forecast for evaluations that share logits."""
+        first, protocol, classes = group[0], group[0].protocol, infos[group[0].data.name].num_classes
+        images, teachers, readers = parents[first.set].ipc * classes, len(first.teachers), len(group) - 1
+        precision = rates.auto if protocol.precision == "auto" else protocol.precision
+        size = logits_bytes(protocol, images, classes, teachers, precision)
+        if size > budget_bytes:
+            return LogitsForecast(too_large=len(group))
+        labelled = readers * teachers * image_steps(protocol, images)
+        return LogitsForecast(1, len(group), readers, labelled, readers * _teachers_s(work(first), rates), size)
+
     groups: dict[str, list[EvaluationRecipe]] = {}
     for one in recipes:
         if isinstance(one, EvaluationRecipe) and asks_teachers(one) and one.set in parents and one.data.name in infos:
             groups.setdefault(Views.of(one).key, []).append(one)
-    shared = [group for group in groups.values() if len(group) > 1]
-    parts = [_of_group(group, budget_bytes, work(group[0]), parents, infos, rates) for group in shared]
-    return LogitsForecast(*map(sum, zip(LogitsForecast(), *parts, strict=True)))
-
-
-def _of_group(
-    group: Sequence[EvaluationRecipe],
-    budget_bytes: int,
-    work: Work,
-    parents: Mapping[Key, Any],
-    infos: Mapping[str, DatasetInfo],
-    rates: Rates,
-) -> LogitsForecast:
-    """The forecast for several evaluations that share logits."""
-    first, protocol, classes = group[0], group[0].protocol, infos[group[0].data.name].num_classes
-    images, teachers, readers = parents[first.set].ipc * classes, len(first.teachers), len(group) - 1
-    precision = rates.auto if protocol.precision == "auto" else protocol.precision
-    size = logits_bytes(protocol, images, classes, teachers, precision)
-    if size > budget_bytes:
-        return LogitsForecast(too_large=len(group))
-    labelled = readers * teachers * image_steps(protocol, images)
-    return LogitsForecast(1, len(group), readers, labelled, readers * _teachers_s(work, rates), size)
+    shared = [of_group(group) for group in groups.values() if len(group) > 1]
+    return LogitsForecast(*map(sum, zip(LogitsForecast(), *shared, strict=True)))
 
 
 def _teachers_s(work: Work, rates: Rates) -> float:

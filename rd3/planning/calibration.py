@@ -70,10 +70,7 @@ class Calibration(Frozen):
         shipped = GPU if self.kind == "cuda" else CPU_THREAD
         return Rates(
             name=self.device,
-            fp32=self.fp32,
-            bf16=self.bf16,
-            bytes=self.bytes,
-            step_s=self.step_s,
+            **{name: getattr(self, name) for name in _FITTED},
             start_s=shipped.start_s,
             auto=self.auto,
             spread=max(Rates._field_defaults["measured_spread"], math.exp(2 * self.residual)),
@@ -189,8 +186,7 @@ def _networks(runs: Sequence[Run], rates: Rates) -> dict[str, float]:
 def _runs(device: torch.device, seconds: float) -> list[Run]:
     """Runs of all cases, light ones first; each gets its share of the time left, and at least two epochs."""
     wanted = (*_CASES, *_GPU_CASES) if device.type == "cuda" else _CASES
-    cases = list(itertools.product(wanted, ("fp32", "bf16")))
-    cases.sort(key=lambda one: one[0].step("").cost.flops)
+    cases = sorted(itertools.product(wanted, ("fp32", "bf16")), key=lambda one: one[0].step("fp32").cost.flops)
     if bf16_in_hardware(device) is False:  # measuring slow emulation would take most of the time
         cases = [(case, precision) for case, precision in cases if precision == "fp32" or case in _EMULATED]
     clock = _clock(device)

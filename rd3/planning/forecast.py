@@ -75,25 +75,18 @@ def _forward(network: str, recipe: Recipe, info: DatasetInfo) -> Cost:
     return forward_cost(network, info.num_classes, recipe.resolution)
 
 
-def _teacher_work(recipe: TeacherRecipe, info: DatasetInfo, _parent: Parent) -> Work:
-    return _training_work(recipe, info, tested=info.test_count)
-
-
-def _training_work(recipe: TeacherRecipe | TrainingDynamicsRecipe, info: DatasetInfo, tested: int) -> Work:
+def _training_work(recipe: TeacherRecipe | TrainingDynamicsRecipe, info: DatasetInfo, _parent: Parent) -> Work:
     if recipe.training is None:  # an import: nothing is trained
         return Work()
     epochs, batch = recipe.training.epochs, recipe.training.batch_size
-    images = TRAIN_FACTOR * epochs * info.train_count + tested
-    cost, steps = images * _forward(recipe.network, recipe, info), epochs * math.ceil(info.train_count / batch)
+    tested = info.test_count if isinstance(recipe, TeacherRecipe) else 0
+    cost = (TRAIN_FACTOR * epochs * info.train_count + tested) * _forward(recipe.network, recipe, info)
+    steps = epochs * math.ceil(info.train_count / batch)
     return Work(cost, steps, recipe.precision or "fp32", ((recipe.network, cost),))
 
 
 def _teacher_bytes(recipe: TeacherRecipe, info: DatasetInfo, _parent: Parent) -> int:
     return 4 * extent(recipe.network, info.num_classes, recipe.resolution).values
-
-
-def _dynamics_work(recipe: TrainingDynamicsRecipe, info: DatasetInfo, _parent: Parent) -> Work:
-    return _training_work(recipe, info, tested=0)
 
 
 def _dynamics_bytes(recipe: TrainingDynamicsRecipe, info: DatasetInfo, _parent: Parent) -> int:
@@ -222,8 +215,8 @@ def _robustness_bytes(recipe: RobustnessRecipe, _info: DatasetInfo, _parent: Par
 
 
 FORECASTS: dict[type[Recipe], Forecast] = {
-    TeacherRecipe: Forecast(_teacher_work, _teacher_bytes, parts=_epochs),
-    TrainingDynamicsRecipe: Forecast(_dynamics_work, _dynamics_bytes, parts=_epochs),
+    TeacherRecipe: Forecast(_training_work, _teacher_bytes, parts=_epochs),
+    TrainingDynamicsRecipe: Forecast(_training_work, _dynamics_bytes, parts=_epochs),
     StatisticsRecipe: Forecast(_statistics_work, _statistics_bytes),
     BackboneRecipe: Forecast(_backbone_work, _backbone_bytes, parts=_backbone_epochs),
     DerivedRecipe: Forecast(_derived_work, _derived_bytes),

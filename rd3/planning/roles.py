@@ -36,7 +36,7 @@ def shipped_roles(file: str, info: DatasetInfo) -> dict[str, dict[str, Any]]:
     return {**_table(file).get(f"{info.resolution}px", {}), **_table(file).get(info.name, {})}
 
 
-def registered(info: DatasetInfo, role: str, user_role: UserRole, kind: type[Kind]) -> Kind | None:
+def recipe_named_by_user(info: DatasetInfo, role: str, user_role: UserRole, kind: type[Kind]) -> Kind | None:
     """The recipe that the user gave this name, if any; raises :class:`BadValue` for one of another kind."""
     found = user_role(info.name, role)
     recipe = None if found is None else read_recipe(found)

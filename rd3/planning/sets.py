@@ -116,7 +116,13 @@ def plan_set(
     dynamics = tuple(_recorded(recording, teacher_of(recording.role), about) for recording in needs.dynamics)
     backbones = tuple(backbone_of(role) for role in needs.backbones)
     derived = tuple(_derived(*pair, about) for pair in zip(needs.derived, backbones, strict=False))
-    init = _init(needs.init, info, data, ipc, teacher, teacher_of, backbone_of, known_set, settings_of)
+    check_start(needs.init, info, ipc, settings_of)
+    init: PlannedSet | SetRecipe | None = None
+    if needs.init in METHODS.names():  # a set that is generated first
+        lookups: dict[str, Any] = {"teacher_of": teacher_of, "backbone_of": backbone_of, "settings_of": settings_of}
+        init = plan_set(needs.init, info, data, ipc, {}, teacher=teacher, **lookups)
+    elif needs.init != NOISE:
+        init = _known_start(needs.init, info, data, ipc, known_set)
     return PlannedSet(
         method, settings, info, data, ipc, teachers, tuple(statistics), dynamics, backbones, derived, init
     )
@@ -171,33 +177,8 @@ def _no_start(start: str) -> UnknownName:
     return UnknownName(f"There is no start {start!r}.", did_you_mean(start, [NOISE, *METHODS.names()]))
 
 
-def _init(
-    start: str,
-    info: DatasetInfo,
-    data: Data,
-    ipc: int,
-    teacher: str,
-    teacher_of: TeacherOf,
-    backbone_of: BackboneOf,
-    known_set: KnownSet,
-    settings_of: SettingsOf,
-) -> PlannedSet | SetRecipe | None:
-    """The initial set: none, a set that is generated first, or one from the ledger."""
-    check_start(start, info, ipc, settings_of)
-    if start == NOISE:
-        return None
-    if start in METHODS.names():
-        return plan_set(
-            start,
-            info,
-            data,
-            ipc,
-            {},
-            teacher=teacher,
-            teacher_of=teacher_of,
-            backbone_of=backbone_of,
-            settings_of=settings_of,
-        )
+def _known_start(start: str, info: DatasetInfo, data: Data, ipc: int, known_set: KnownSet) -> SetRecipe:
+    """The initial set with this key in the ledger; raises :class:`RD3Error` for one that does not fit."""
     known = known_set(start)
     if known is None:
         raise _no_start(start)

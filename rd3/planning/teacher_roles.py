@@ -11,7 +11,7 @@ from typing import Any
 from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
 from rd3.models import network_info, network_names
-from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, registered, shipped_roles
+from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, recipe_named_by_user, shipped_roles
 from rd3.protocol import Precision
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining
 from rd3.registry import did_you_mean
@@ -59,7 +59,7 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_rol
     Row ``any`` applies to networks by their plain names, ``gvbsm-any`` to ``gvbsm-<network>``.  Raises
     :class:`UnknownName` with a suggestion, and :class:`BadValue` for the name of a backbone.
     """
-    recipe = registered(info, role, user_role, TeacherRecipe)
+    recipe = recipe_named_by_user(info, role, user_role, TeacherRecipe)
     if recipe is not None:
         command = f"rd3 teacher import WEIGHTS --dataset {info.name} --network {recipe.network} --role {role}"
         hint = command if recipe.weights is not None else ""
