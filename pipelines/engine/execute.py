@@ -148,9 +148,9 @@ def _clean_up(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
     kinds = {expansion.recipes[key].kind for key in wanted}
     # those that run again for the weights of their student have a result all along
     finished = wanted & set().union(*(books.ledger.keys(kind) for kind in kinds)) - plan.rerun_for_weights
+    with_result = finished.union(plan.keys("reuse"))
     for folder in (books.home / "work").glob("*/*"):  # work/<kind>/<key>, or <key>-1of2 for a share of a set
-        key = folder.name.partition("-")[0]
-        if key in finished or plan.status_of(key) == "reuse":
+        if folder.name.partition("-")[0] in with_result:
             shutil.rmtree(folder, ignore_errors=True)
     return finished
 

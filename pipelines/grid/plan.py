@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 from pipelines.grid.expand import Expansion
@@ -77,10 +77,6 @@ class Plan:
     cached_logits: LogitsForecast | None = None
     """What caching teacher logits would save; None if they are not to be cached."""
 
-    def status_of(self, key: Key) -> Status | None:
-        """The status of a recipe; None for one that is not needed."""
-        return self._by_key.get(key)
-
     def keys(self, status: Status) -> list[Key]:
         """Recipes with that status, parents before children."""
         return [item.key for item in self.items if item.status == status and item.key is not None]
@@ -105,14 +101,11 @@ class Plan:
 
     def by_kind(self) -> dict[str, dict[str, float]]:
         """Kind to device time and artifact bytes of the recipes that run."""
-        runs = [item for item in self.items if item.status == "run"]
+        runs = {kind: [one for one in self.items if one.status == "run" and one.kind == kind] for kind in KINDS}
         return {
-            kind: {
-                "process_s": sum(item.cost_s for item in runs if item.kind == kind),
-                "disk_bytes": sum(item.disk_bytes for item in runs if item.kind == kind),
-            }
-            for kind in KINDS
-            if any(item.kind == kind for item in runs)
+            kind: {"process_s": sum(one.cost_s for one in items), "disk_bytes": sum(one.disk_bytes for one in items)}
+            for kind, items in runs.items()
+            if items
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -147,10 +140,6 @@ class Plan:
             "stale": [{"kind": kind, "key": key} for kind, key in self.stale],
             "items": [item._asdict() | {"cost_s": round(item.cost_s, 2)} for item in self.items],
         }
-
-    @cached_property
-    def _by_key(self) -> dict[Key, Status]:
-        return {item.key: item.status for item in self.items if item.key is not None}
 
 
 def plan_session(
@@ -223,8 +212,8 @@ def make_plan(
     statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or
     DataCorrupt) reads the parents of recipes that run; all other results only have to exist.
     """
-    there, stale, studentless, others = _what_is_there(expansion, ledger, exists)
-    wanted = _wanted(expansion, ledger, there, stale, studentless, verify)
+    results = _results(expansion, ledger, exists)
+    wanted = _wanted(expansion, ledger, results, verify)
     blocked = _blocked(expansion, wanted)
     items: list[Item] = []
     costs = _Costs(expansion)
@@ -237,20 +226,25 @@ def make_plan(
             items.append(Item(key, recipe.kind, label, "blocked", blocked[key]))
         elif key in wanted:
             larger = expansion.larger_sets.get(key)  # its first images are copied, which costs nothing
-            amount = costs.work(recipe) if larger not in there and larger not in wanted else Work()
+            amount = costs.work(recipe) if larger not in results.usable and larger not in wanted else Work()
             seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
-            disk, reason = costs.disk_bytes(recipe), KEEP if key in studentless else ""
+            disk, reason = costs.disk_bytes(recipe), KEEP if key in results.studentless else ""
             items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, disk))
-        elif key in there:
-            items.append(Item(key, recipe.kind, label, "reuse", others.get(key, "")))
+        elif key in results.usable:
+            items.append(Item(key, recipe.kind, label, "reuse", results.other_code.get(key, "")))
     items += _unsupported(expansion)
-    queue = _queue_of(expansion, items)
+    costs_s = {item.key: item.cost_s for item in items if item.status == "run" and item.key is not None}
+    queue = RecipeQueue(
+        {key: expansion.recipes[key] for key in costs_s},
+        demands=dict.fromkeys(KINDS, Demand(1.0)),
+        after={key: [larger] for key, larger in expansion.larger_sets.items() if key in costs_s},
+        costs_s=costs_s,
+    )
     cached_logits = None
     if cache_logits_bytes:
-        runs = [expansion.recipes[item.key] for item in items if item.status == "run" and item.key is not None]
         cached_logits = forecast_logits(
-            runs,
+            queue.recipes.values(),
             cache_logits_bytes,
             work=costs.work,
             parents=expansion.recipes,
@@ -260,8 +254,8 @@ def make_plan(
     return Plan(
         grid=expansion.grid.name if expansion.grid else "",
         items=items,
-        stale=[(kind, key) for kind, key in stale if key in wanted],
-        rerun_for_weights=frozenset(studentless & wanted),
+        stale=[(kind, key) for kind, key in results.stale if key in wanted],
+        rerun_for_weights=frozenset(results.studentless & wanted),
         cells=len(expansion.cells),
         flops=flops,
         slots=slots,
@@ -272,50 +266,39 @@ def make_plan(
     )
 
 
-def _queue_of(expansion: Expansion, items: list[Item]) -> RecipeQueue:
-    """The recipes that run, each on one device, for the time estimate."""
-    costs = {item.key: item.cost_s for item in items if item.status == "run" and item.key is not None}
-    return RecipeQueue(
-        {key: expansion.recipes[key] for key in costs},
-        demands=dict.fromkeys(KINDS, Demand(1.0)),
-        after={key: [larger] for key, larger in expansion.larger_sets.items() if key in costs},
-        costs_s=costs,
-    )
+@dataclass
+class _Results:
+    """What the ledger has of the recipes of an expansion."""
+
+    usable: set[Key] = field(default_factory=set)
+    """Results whose files exist."""
+    stale: list[tuple[str, Key]] = field(default_factory=list)
+    """(kind, key) of entries whose files do not."""
+    studentless: set[Key] = field(default_factory=set)
+    """Evaluations without the weights of their student."""
+    other_code: dict[Key, str] = field(default_factory=dict)
+    """Results that other code computed than is installed, with a sentence."""
 
 
-def _what_is_there(
-    expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], bool]
-) -> tuple[set[Key], list[tuple[str, Key]], set[Key], dict[Key, str]]:
-    """Keys whose entry and files exist, entries whose files do not, evaluations that lack only their student, and
-    results that other code computed than is installed, with a sentence.
-    """
-    there: set[Key] = set()
-    studentless: set[Key] = set()
-    stale: list[tuple[str, Key]] = []
-    others: dict[Key, str] = {}
+def _results(expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], bool]) -> _Results:
+    results = _Results()
     for kind in KINDS:
         listed = ledger.keys(kind)
         keys = [key for key, recipe in expansion.recipes.items() if recipe.kind == kind and key in listed]
         entries = list(ledger.find_many(kind, keys).values()) if keys else []
         with ThreadPoolExecutor(_THREADS) as pool:
             present = list(pool.map(exists, entries))
-        there |= {entry.key for entry, found in zip(entries, present, strict=True) if found}
-        stale += [(kind, entry.key) for entry, found in zip(entries, present, strict=True) if not found]
-        others |= other_code(entries)
+        usable = {entry.key for entry, found in zip(entries, present, strict=True) if found}
+        results.usable |= usable
+        results.stale += [(kind, entry.key) for entry in entries if entry.key not in usable]
+        results.other_code |= other_code(entries)
         if kind == "evaluation":
-            studentless = {entry.key for entry in entries if entry.key in there and STUDENT not in entry.files}
-    return there, stale, studentless, others
+            results.studentless = {one.key for one in entries if one.key in usable and STUDENT not in one.files}
+    return results
 
 
-def _wanted(
-    expansion: Expansion,
-    ledger: Ledger,
-    there: set[Key],
-    stale: list[tuple[str, Key]],
-    studentless: set[Key],
-    verify: Callable[[Entry], object],
-) -> set[Key]:
-    """Recipes that have to run.
+def _wanted(expansion: Expansion, ledger: Ledger, results: _Results, verify: Callable[[Entry], object]) -> set[Key]:
+    """Recipes that have to run; moves what these cannot use of ``results`` from ``usable`` to ``stale``.
 
     Visits children first (``expansion.recipes`` has parents first), so that parents are included only if needed.
     """
@@ -324,18 +307,18 @@ def _wanted(
     # A grid with ``robustness`` keeps students, too, but only evaluations that a measurement needs run again.
     keep_all = expansion.grid is not None and expansion.grid.keep_students
     for key, recipe in reversed(expansion.recipes.items()):
-        if key in studentless and (keep_all or key in needed):
-            there.discard(key)
-        if key in there and key in needed:
+        if key in results.studentless and (keep_all or key in needed):
+            results.usable.discard(key)
+        if key in results.usable and key in needed:
             entry = ledger.find_many(recipe.kind, [key]).get(key)
             try:
                 if entry is None:
                     raise DataMissing(f"{recipe.label()} was removed from the ledger meanwhile.")
                 verify(entry)
             except (DataMissing, DataCorrupt):
-                there.discard(key)
-                stale.append((recipe.kind, key))
-        if key not in there and (key in needed or expansion.is_result(key)):
+                results.usable.discard(key)
+                results.stale.append((recipe.kind, key))
+        if key not in results.usable and (key in needed or expansion.is_result(key)):
             wanted.add(key)
             needed |= {parent for _kind, parent in recipe.parents()}
     return wanted
@@ -357,10 +340,11 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
 
 def _unsupported(expansion: Expansion) -> list[Item]:
     """One item per reason and pair of set and student, regardless of the number of seeds."""
-    labels = (
-        (f"{cell.method} {cell.dataset} ipc{cell.ipc} -> {cell.student}", cell.reason) for cell in expansion.cells
-    )
-    items = (Item(None, "evaluation", label, "unsupported", reason) for label, reason in labels if reason)
+    items = [
+        Item(None, "evaluation", f"{one.method} {one.dataset} ipc{one.ipc} -> {one.student}", "unsupported", one.reason)
+        for one in expansion.cells
+        if one.reason
+    ]
     return list(dict.fromkeys(items))
 
 
