@@ -179,7 +179,7 @@ def simulate(
     queue = plan_queue(expansion, plan, (), demands, shares)
     draw = random.Random(0)
     takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in queue.costs_s.items()}
-    known = RecipeQueue(queue.recipes, reused=queue.reused, demands=demands, after=queue.after, costs_s=takes_s)
+    known = RecipeQueue(queue.recipes, reused=queue.keys("reused"), demands=demands, after=queue.after, costs_s=takes_s)
     least_s = least_wall_s(known, gpus)
     session, interrupts = session_in(home), Interrupts()
     books = Bookkeeping(session, session.ledger.lease(), interrupts)
@@ -204,7 +204,7 @@ def simulate(
             searcher.on_trial_result(trial, each)
         searcher.on_trial_complete(trial, last)
     assert driver.fatal is None and not queue.unsuccessful, driver.fatal or list(queue.unsuccessful.items())[:3]
-    return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.done), time.process_time() - began)
+    return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.keys("done")), time.process_time() - began)
 
 
 def queue_key(job: dict[str, Any]) -> str:
@@ -373,7 +373,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
             tuned.run_queue(driver, Path(folder))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         ray.shutdown()
-    assert len(queue.done) == recipes
+    assert len(queue.keys("done")) == recipes
     # The last three quarters: by then all workers are up.
     late = driver.ends[recipes // 4 :]
     rate = (len(late) - 1) / (late[-1] - late[0])

@@ -183,7 +183,7 @@ def _outcome(expansion: Expansion, queue: RecipeQueue) -> Outcome:
         Failure(expansion.label(key), key, *queue.unsuccessful[key]) for key in recipes if key in queue.unsuccessful
     ]
     return Outcome(
-        done=[key for key in recipes if key in queue.done],
-        reused=[key for key in recipes if key in queue.reused],
+        done=[key for key in recipes if queue.state(key) == "done"],
+        reused=[key for key in recipes if queue.state(key) == "reused"],
         failed=failed,
     )

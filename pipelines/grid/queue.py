@@ -35,7 +35,6 @@ class Scheduling(NamedTuple):
     """Takes all cores of a machine under ``timing: exclusive``."""
 
 
-_DEFAULT = Scheduling()
 SCHEDULING: dict[str, Scheduling] = {
     "statistics": Scheduling(rank=1),
     "evaluation": Scheduling(rank=2, share_gpu=True),
@@ -48,7 +47,7 @@ SCHEDULING: dict[str, Scheduling] = {
 
 def scheduling(kind: str) -> Scheduling:
     """How recipes of a kind are scheduled."""
-    return SCHEDULING.get(kind, _DEFAULT)
+    return SCHEDULING.get(kind, Scheduling())
 
 
 class Queued(Protocol):
@@ -125,8 +124,6 @@ class RecipeQueue:
         self.recipes = dict(recipes)
         self.demands = dict(demands)
         self.order = {key: place for place, key in enumerate(self.recipes)}
-        self.reused = {key for key in reused if key in self.recipes}
-        self.done: set[Key] = set()
         self.ready: set[Key] = set()
         """Recipes that could start now."""
         self.running: set[Key] = set()
@@ -154,12 +151,13 @@ class RecipeQueue:
             self._measure_path(key)
         self._state: dict[Key, str] = {}
         self._counts: dict[str, dict[str, int]] = {}
+        there = set(reused)
         for key in self.recipes:
-            self._move(key, "reused" if key in self.reused else "waiting")
-        self._left_s = sum(self.costs_s.get(key, 0.0) for key in self.recipes if key not in self.reused)
-        for key in self.recipes:
-            if key not in self.reused:
-                self._await_parents(key)
+            self._move(key, "reused" if key in there else "waiting")
+        waiting = [key for key in self.recipes if key not in there]
+        self._left_s = sum(self.costs_s.get(key, 0.0) for key in waiting)
+        for key in waiting:
+            self._await_parents(key)
         for key, how in (unsuccessful or {}).items():
             if key in self.recipes:
                 self.close(key, how.status, how.reason)
@@ -191,7 +189,7 @@ class RecipeQueue:
             heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 
     def _there(self, key: Key) -> bool:
-        return key in self.reused or key in self.done
+        return self._state[key] in ("done", "reused")
 
     def demand(self, key: Key) -> Demand:
         return self.demands[self.recipes[key].kind]
@@ -205,9 +203,9 @@ class RecipeQueue:
     def _urgent(self, devices: float) -> Key | None:
         """The ready recipe with the longest path, if it is on a critical path."""
         key = self._first(self._longest)
-        if key is None or not self.path_s[key]:
+        if key is None or not self.path_s[key] or self.path_s[key] < self.long_s(devices):
             return None
-        return key if self.path_s[key] >= self.long_s(devices) else None
+        return key
 
     def long_s(self, devices: float) -> float:
         """Planned seconds from which a path counts as critical; also the most that a pack may take.
@@ -270,7 +268,6 @@ class RecipeQueue:
     def finish(self, key: Key) -> None:
         """Mark ``key`` as done; its children may become ready."""
         self._stop_running(key)
-        self.done.add(key)
         self._move(key, "done")
         self._left_s -= self.costs_s.get(key, 0.0)
         self._settle(key, self.later(key))
@@ -293,7 +290,7 @@ class RecipeQueue:
         self.unsuccessful[key] = Unsuccessful(status, reason)
         self._move(key, "failed")
         for child in self.children.get(key, ()):
-            if child not in self.unsuccessful and not self._there(child) and child not in self.running:
+            if self._state[child] == "waiting":
                 self.close(child, "blocked", self._cause(key))
         self._settle(key, self._waiting_for.get(key, ()))
 
@@ -309,8 +306,6 @@ class RecipeQueue:
         self._stop_running(key)
         if self._there(key):
             self._left_s += self.costs_s.get(key, 0.0)
-        self.done.discard(key)
-        self.reused.discard(key)
         self._move(key, "waiting")
         failed = next((parent for _kind, parent in self.recipes[key].parents() if parent in self.unsuccessful), None)
         if failed is not None:
@@ -318,7 +313,7 @@ class RecipeQueue:
             return
         self._await_parents(key)
         for child in self.later(key):
-            if child not in self.unsuccessful and not self._there(child) and child not in self.running:
+            if self._state[child] == "waiting":
                 self._missing[child].add(key)
                 self.ready.discard(child)
 
@@ -329,6 +324,10 @@ class RecipeQueue:
     def state(self, key: Key) -> str:
         """One of ``done``, ``reused``, ``running``, ``failed``, ``waiting``."""
         return self._state[key]
+
+    def keys(self, state: str) -> list[Key]:
+        """The recipes in a state, in the order of the grid."""
+        return [key for key in self.recipes if self._state[key] == state]
 
     def _move(self, key: Key, state: str) -> None:
         """Change the state of a recipe and update the counts, which are queried after every recipe."""

@@ -24,5 +24,5 @@ def wall_s(queue: RecipeQueue, seconds: Mapping[Key, float], cpus: float, gpus: 
 
 def least_wall_s(queue: RecipeQueue, devices: float) -> float:
     """Lower bound of the wall time in seconds: total work divided by devices, or the longest chain."""
-    total = sum(seconds for key, seconds in queue.costs_s.items() if key not in queue.reused)
+    total = sum(seconds for key, seconds in queue.costs_s.items() if queue.state(key) != "reused")
     return max(total / devices, max(queue.path_s.values(), default=0.0))
