@@ -26,7 +26,7 @@ from rd3.methods import METHODS
 from rd3.methods._base import reductions as settings_reductions
 from rd3.models import network_info
 from rd3.planning.backbones import backbone_recipe
-from rd3.planning.sets import PlannedSet, largest_sets, plan_set, tested_data
+from rd3.planning.sets import largest_sets, plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe
 from rd3.protocol import EvalProtocol, reductions, unsupported_loss
 from rd3.recipe import (
@@ -58,7 +58,6 @@ class Teacher:
 
     dataset: str
     role: str
-    network: str
     recipe: TeacherRecipe
     hint: str
     """How to import it; empty for a teacher that a run can train."""
@@ -133,7 +132,7 @@ class Expansion:
         of_teacher = recipe.teacher if isinstance(recipe, StatisticsRecipe) else key
         for teacher in self.teachers.values():
             if teacher.recipe.key == of_teacher:
-                return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.network}
+                return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.recipe.network}
         cell = self._cells_by_key.get(key)
         if cell is None:
             return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {"dataset": recipe.data.name}
@@ -190,19 +189,19 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
 
 def unprinted(cells: list[Cell]) -> list[str]:
     """A sentence for every table that a grid names under ``paper`` and that prints no value of its cells there."""
-    of_tables: dict[tuple[str, str], dict[tuple[str, str, int, str, str | None], None]] = {}
+    by_table: dict[tuple[str, str], set[tuple[str, str, int, str, str | None]]] = {}
     for cell in cells:
-        for place in cell.printed.items():
-            at = cell.method, cell.dataset, cell.ipc, cell.student, cell.teacher_network
-            of_tables.setdefault(place, {})[at] = None
+        for table_and_config in cell.printed.items():
+            place = cell.method, cell.dataset, cell.ipc, cell.student, cell.teacher_network
+            by_table.setdefault(table_and_config, set()).add(place)
     return [
         f"paper: the paper's Table {table} prints no value for any cell of this grid under {config!r}."
-        for (table, config), places in of_tables.items()
-        if not any(configured_value(*at, {table: config}) for at in places)
+        for (table, config), places in by_table.items()
+        if not any(configured_value(*place, {table: config}) for place in places)
     ]
 
 
-class _MadeSet(NamedTuple):
+class _PartSet(NamedTuple):
     """One set of a part, or the reason why it is unsupported."""
 
     recipe: SetRecipe | None
@@ -224,7 +223,7 @@ class _MadeSet(NamedTuple):
 _WITHOUT_OWN = "soft_labels 'own' needs an imported set with soft labels of its own"
 
 
-class _Rule(NamedTuple):
+class _Resolved(NamedTuple):
     """One resolved protocol, with the fields that the grid changes and those that are reduced, as in a set."""
 
     protocol: EvalProtocol
@@ -270,11 +269,10 @@ class _Expander:
         info = self._info(dataset)
         teacher = self._teacher(dataset, part.teacher[dataset])
         labelling = tuple(self._teacher(dataset, role) for role in part.label_teachers) or (teacher,)
-        students = part.students or (teacher.network,)
+        students = part.students or (teacher.recipe.network,)
         reasons = {student: _network_reason(student, info) for student in students}
         for place, student in enumerate(part.students or ()):
-            if reasons[student]:
-                self.refusals.setdefault(reasons[student], (number, ("students", place)))
+            self._refuse(reasons[student], number, "students", place)
         for at, chosen in enumerate(part.methods):
             for place, ipc in enumerate(part.ipc):
                 try:
@@ -285,27 +283,29 @@ class _Expander:
                     self.mistakes.append((number, ("methods", at, chosen.name), error.message, error.fix))
                     continue
                 for made in sets.values():
-                    if made.reason:
-                        path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
-                        self.refusals.setdefault(made.reason, (number, path))
+                    path = ("ipc", place) if ipc > info.train_per_class else ("methods", at)
+                    self._refuse(made.reason, number, *path)
                 for student in students:
-                    frame = Frame.of(info, ipc, student, labelling[0].network)
+                    frame = Frame.of(info, ipc, student, labelling[0].recipe.network)
                     base: EvalProtocol | None = None
                     for protocol, varied in product(part.protocols, part.points()):
-                        rule = self._rule(part, protocol, varied, frame)
-                        base = self._compared(rule.protocol, base, varied)
-                        if rule.unsupported:
-                            key = "protocol" if "loss" in part.protocol else "protocols"
-                            self.refusals.setdefault(rule.unsupported, (number, (key,)))
+                        resolved = self._resolved(part, protocol, varied, frame)
+                        base = self._compared(resolved.protocol, base, varied)
+                        key = "protocol" if "loss" in part.protocol else "protocols"
+                        self._refuse(resolved.unsupported, number, key)
+                        combination = _Combination(
+                            chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
+                        )
                         for seed, made in sets.items():
-                            without = _WITHOUT_OWN if rule.protocol.own_labels and not made.own_labels else ""
-                            if without:
-                                self.refusals.setdefault(without, (number, ("methods", at)))
-                            shape = _Shape(
-                                chosen.name, info, ipc, teacher, labelling, student, protocol.name, varied, part
-                            )
-                            reason = made.reason or reasons[student] or rule.unsupported or without
-                            self._cells(shape, made, rule, seed, reason)
+                            without = _WITHOUT_OWN if resolved.protocol.own_labels and not made.own_labels else ""
+                            self._refuse(without, number, "methods", at)
+                            reason = made.reason or reasons[student] or resolved.unsupported or without
+                            self._cells(combination, made, resolved, seed, reason)
+
+    def _refuse(self, reason: str, part: int, *path: str | int) -> None:
+        """Keep the first place in the grid at which cells are unsupported; without a reason they are supported."""
+        if reason:
+            self.refusals.setdefault(reason, (part, path))
 
     def _set_seeds(self, method: str, part: Part) -> tuple[int, ...]:
         """The part's set seeds; 0 alone for a method without a set seed, as identical sets are not repetitions."""
@@ -315,7 +315,7 @@ class _Expander:
         self.result.notes = list(dict.fromkeys([*self.result.notes, note]))
         return (0,)
 
-    def _rule(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Rule:
+    def _resolved(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Resolved:
         """The protocol at one point, with the batch size capped at the set's size."""
         fixed = part.protocol | chosen.values
         unsupported = unsupported_loss(fixed)
@@ -327,7 +327,7 @@ class _Expander:
         # Of the base point, so that a varied setting of a changed loss is compared with it.
         changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
         reduced = reductions(self.catalog.protocol(chosen.name), protocol, frame.case)
-        return _Rule(protocol, changed | named, reduced, unsupported)
+        return _Resolved(protocol, changed | named, reduced, unsupported)
 
     def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
         """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""
@@ -338,73 +338,65 @@ class _Expander:
         self.varied[point] = self.varied.get(point, False) or protocol != base
         return base
 
-    def _cells(self, shape: _Shape, made: _MadeSet, rule: _Rule, set_seed: int, reason: str) -> None:
-        """The cells that differ in the student seed alone."""
-        supported = made.recipe if not reason else None
-        taught = rule.protocol.taught or (made.recipe is not None and bool(made.recipe.teachers))
+    def _cells(self, one: _Combination, made: _PartSet, resolved: _Resolved, set_seed: int, reason: str) -> None:
+        """Add the cells that differ in the student seed alone, with their recipes unless there is a ``reason``."""
+        supported, protocol = made.recipe if not reason else None, resolved.protocol
+        taught = protocol.taught or (made.recipe is not None and bool(made.recipe.teachers))
         if supported is not None:
-            self._add_chain(made.chain, shape)
-        changed = made.changed | rule.changed
-        if rule.protocol.taught and shape.labelling != (shape.teacher,):
-            changed["label_teachers"] = [teacher.role for teacher in shape.labelling]
+            self._add_chain(made.chain, one.info.name)
+            for teacher in one.labelling if protocol.taught else ():
+                self._add_teacher(teacher)
+        changed = made.changed | resolved.changed
+        if protocol.taught and one.labelling != (one.teacher,):
+            changed["label_teachers"] = [teacher.role for teacher in one.labelling]
         values = {
-            "method": shape.method,
-            "dataset": shape.info.name,
-            "ipc": shape.ipc,
-            "teacher": shape.teacher.role,
-            "teacher_network": shape.teacher.network if taught else None,
-            "student": shape.student,
-            "protocol": shape.preset,
-            "labels": rule.protocol.labels,
-            "varied": shape.varied,
+            "method": one.method,
+            "dataset": one.info.name,
+            "ipc": one.ipc,
+            "teacher": one.teacher.role,
+            "teacher_network": one.teacher.recipe.network if taught else None,
+            "student": one.student,
+            "protocol": one.preset,
+            "labels": protocol.labels,
+            "varied": one.varied,
             "overrides": changed,
-            "setting": shape.part.setting,
-            "printed": shape.part.paper,
+            "setting": one.part.setting,
+            "printed": one.part.paper,
             "set_seed": set_seed,
             "set": supported.key if supported is not None else None,
-            "reduced": made.reduced | rule.reduced,
+            "reduced": made.reduced | resolved.reduced,
             "reason": reason,
         }
-        if supported is not None and rule.protocol.taught:
-            for teacher in shape.labelling:
-                self._add_teacher(teacher)
         shared = canonical(values)
-        for seed in shape.part.student_seeds:
-            recipe = self._evaluation(shape, made, rule.protocol, seed) if supported is not None else None
-            key = recipe.key if recipe is not None else None
-            identity = (shared, seed, key)
-            if identity in self.seen:  # duplicate of an earlier part
+        for seed in one.part.student_seeds:
+            evaluation: EvaluationRecipe | None = None
+            robustness: RobustnessRecipe | None = None
+            if supported is not None:
+                evaluation = EvaluationRecipe.of(
+                    supported,
+                    teachers=[teacher.recipe for teacher in one.labelling],
+                    protocol=protocol,
+                    student=one.student,
+                    student_seed=seed,
+                    normalisation=one.info.normalisation,
+                    tested_on=self.grid.test_on,
+                    **made.tested,
+                )
+                if self.grid.robustness:
+                    robustness = RobustnessRecipe.of(evaluation, self.grid.corruptions)
+            key = evaluation.key if evaluation is not None else None
+            if (shared, seed, key) in self.seen:  # duplicate of an earlier part
                 continue
-            self.seen.add(identity)
-            measured = self._measured(recipe)
-            found = measured.key if measured is not None else None
-            self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key, robustness=found))
-            if recipe is not None and key not in self.result.recipes:
-                text = f"{shape.method} {shape.info.name} ipc{shape.ipc} -> {shape.student} {rule.protocol.labels}"
-                moved = f" {changes_text(shape.varied)}" if shape.varied else ""
-                label = f"{text}{moved} seed{set_seed}.{seed}"
-                self._add(recipe, label, shape.info.name)
-                if measured is not None:
-                    self._add(measured, f"robustness of {label}", shape.info.name)
-
-    def _evaluation(self, shape: _Shape, made: _MadeSet, protocol: EvalProtocol, student_seed: int) -> EvaluationRecipe:
-        assert made.recipe is not None
-        return EvaluationRecipe.of(
-            made.recipe,
-            teachers=[teacher.recipe for teacher in shape.labelling],
-            protocol=protocol,
-            student=shape.student,
-            student_seed=student_seed,
-            normalisation=shape.info.normalisation,
-            tested_on=self.grid.test_on,
-            **made.tested,
-        )
-
-    def _measured(self, evaluation: EvaluationRecipe | None) -> RobustnessRecipe | None:
-        """The measurement of an evaluation's student, if the grid asks for one."""
-        if evaluation is None or not self.grid.robustness:
-            return None
-        return RobustnessRecipe.of(evaluation, self.grid.corruptions)
+            self.seen.add((shared, seed, key))
+            measured = robustness.key if robustness is not None else None
+            self.result.cells.append(Cell(**values, student_seed=seed, evaluation=key, robustness=measured))
+            if evaluation is not None and key not in self.result.recipes:
+                varied = f" {changes_text(one.varied)}" if one.varied else ""
+                text = f"{one.method} {one.info.name} ipc{one.ipc} -> {one.student} {protocol.labels}{varied}"
+                label = f"{text} seed{set_seed}.{seed}"
+                self._add(evaluation, label, one.info.name)
+                if robustness is not None:
+                    self._add(robustness, f"robustness of {label}", one.info.name)
 
     def _add(self, recipe: Recipe, label: str, dataset: str) -> None:
         self.result.recipes[recipe.key] = recipe
@@ -412,18 +404,14 @@ class _Expander:
         if dataset in self.absent:
             self.result.blocked[recipe.key] = self.absent[dataset]
 
-    def _add_chain(self, chain: tuple[Recipe, ...], shape: _Shape) -> None:
+    def _add_chain(self, chain: tuple[Recipe, ...], dataset: str) -> None:
         """Add a set, preceded by its ancestors."""
-        if chain[-1].key in self.result.recipes:
-            return
         named = {teacher.recipe.key: teacher for teacher in self.result.teachers.values()}
         for recipe in chain:
-            if recipe.key in self.result.recipes:
-                continue
             if recipe.key in named:
                 self._add_teacher(named[recipe.key])
-            else:
-                self._add(recipe, _label(recipe, named), shape.info.name)
+            elif recipe.key not in self.result.recipes:
+                self._add(recipe, _label(recipe, named), dataset)
 
     def _add_teacher(self, teacher: Teacher) -> None:
         if teacher.recipe.key in self.result.recipes:
@@ -451,7 +439,7 @@ class _Expander:
             role = self.catalog.role(dataset, name)
             # a teacher trained here must not see the images that students are tested on, so it uses the sets' split
             recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
-            known = Teacher(dataset, name, role.network, recipe, role.hint)
+            known = Teacher(dataset, name, recipe, role.hint)
             self.result.teachers[dataset, name] = known
         return known
 
@@ -462,7 +450,7 @@ class _Expander:
             self.result.imports[recipe.key] = f"backbone {name} of {dataset} must be imported: {role.hint}"
         return recipe
 
-    def _sets(self, chosen: Chosen, dataset: str, ipc: int, part: Part) -> dict[int, _MadeSet]:
+    def _sets(self, chosen: Chosen, dataset: str, ipc: int, part: Part) -> dict[int, _PartSet]:
         """A method's sets by set seed, or the reason why they are unsupported; or the imported sets of a name."""
         info = self.result.infos[dataset]
         if chosen.sets:
@@ -482,7 +470,7 @@ class _Expander:
                 settings_of=self.catalog.settings,
             )
         except Unsupported as error:
-            return dict.fromkeys(seeds, _MadeSet(None, error.message))
+            return dict.fromkeys(seeds, _PartSet(None, error.message))
         settings = planned.settings
         plain = self.catalog.settings(chosen.name, info, ipc, {})
         changed = {
@@ -491,34 +479,32 @@ class _Expander:
             if getattr(settings, name) != getattr(plain, name)
         }
         reduced = settings_reductions(chosen.name, info, settings, ipc)
-        return {seed: _made(planned, seed, changed, reduced) for seed in seeds}
+        found = {}
+        for seed in seeds:
+            *ancestors, made = planned.recipes(seed)
+            assert isinstance(made, SetRecipe)
+            found[seed] = _PartSet(made, "", (*ancestors, made), changed, reduced)
+        return found
 
-    def _imported_sets(self, chosen: Chosen, info: DatasetInfo, ipc: int) -> dict[int, _MadeSet]:
+    def _imported_sets(self, chosen: Chosen, info: DatasetInfo, ipc: int) -> dict[int, _PartSet]:
         """The imported sets of a dataset and an IPC, numbered from 0 as the grid lists them, in place of set seeds."""
         known = [recipe for recipe in map(self.catalog.known_set, chosen.sets) if recipe is not None]
         fitting = [recipe for recipe in known if (recipe.data.name, recipe.ipc) == (info.name, ipc)]
         return dict(enumerate(self._imported(recipe, info) for recipe in fitting)) or {
-            0: _MadeSet(None, f"no set of IPC {ipc} has been imported as {chosen.name}")
+            0: _PartSet(None, f"no set of IPC {ipc} has been imported as {chosen.name}")
         }
 
-    def _imported(self, recipe: SetRecipe, info: DatasetInfo) -> _MadeSet:
+    def _imported(self, recipe: SetRecipe, info: DatasetInfo) -> _PartSet:
         if self.split == "fit" and recipe.data.split != "fit":
-            return _MadeSet(None, f"set {recipe.key[:12]} may have been made from the validation images")
+            return _PartSet(None, f"set {recipe.key[:12]} may have been made from the validation images")
         again = f"set {recipe.key[:12]} must be imported again: rd3 set import FILE --dataset {info.name}"
         self.result.imports[recipe.key] = again  # if its files are gone
         tested = tested_data(recipe, info, self.data[info.name].fingerprint)
-        return _MadeSet(recipe, chain=(recipe,), tested=tested)
+        return _PartSet(recipe, chain=(recipe,), tested=tested)
 
 
-def _made(planned: PlannedSet, seed: int, changed: dict[str, Any], reduced: dict[str, tuple[float, float]]) -> _MadeSet:
-    chain = tuple(planned.recipes(seed))
-    made = chain[-1]
-    assert isinstance(made, SetRecipe)
-    return _MadeSet(made, "", chain, changed, reduced)
-
-
-class _Shape(NamedTuple):
-    """The common part of cells that differ only in seeds."""
+class _Combination(NamedTuple):
+    """What cells have in common that differ only in their seeds."""
 
     method: str
     info: DatasetInfo

@@ -120,7 +120,7 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
         rule = catalog.protocol(sweep.protocol.name)
-        frame = Frame.of(info, sweep.ipc, bases[0].student, teacher.network)
+        frame = Frame.of(info, sweep.ipc, bases[0].student, teacher.recipe.network)
         found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, frame, bases, expansion))
     if problems:
         raise GridErrors(sweep.source or sweep.name, problems, "sweep")
