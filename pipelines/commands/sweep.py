@@ -57,7 +57,7 @@ def sweep(
     found = subjects(loaded, catalog)
     if save_to is not None:
         for subject in found:
-            check_free(save_to, subject.preset, loaded.name)
+            check_free(save_to, subject.winner_name, loaded.name)
     running = SweepRun(
         loaded,
         found,

@@ -97,7 +97,7 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
         label=subject.label,
         study=subject.study,
         state=f"{len(trials)} of {subject.sweep.trials} trials" + (f": {shown}" if shown else ""),
-        preset=subject.preset if winner is not None else "",
+        preset=subject.winner_name if winner is not None else "",
         winner=_moved(subject, winner) if winner is not None else [],
         validation={
             "winner": f"{best.value:.2f} (trial {best.number})" if best else "",

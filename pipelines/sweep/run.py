@@ -32,7 +32,16 @@ from pipelines.sweep.storage import open_storage
 from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, sweep_key
 from pipelines.sweep.values import Sweep
-from pipelines.sweep.winner import Tested, check_free, record, recorded_tests, sides, winner_preset, write_preset
+from pipelines.sweep.winner import (
+    Tested,
+    WinnerTest,
+    check_free,
+    record,
+    recorded_tests,
+    winner_preset,
+    winner_test,
+    write_preset,
+)
 from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
@@ -122,7 +131,7 @@ class SweepRun:
         """Run everything that is missing, then write the report."""
         outcome = self.outcome
         for subject in self.subjects:
-            check_free(self.session.presets, subject.preset, self.sweep.name)
+            check_free(self.session.presets, subject.winner_name, self.sweep.name)
         validation = joined([subject.expansion for subject in self.subjects], self.sweep)
         plan = self._plan(validation)
         self.plan_shown(plan)
@@ -146,18 +155,15 @@ class SweepRun:
                         self._test()
             except KeyboardInterrupt:
                 outcome.interrupted = interrupts.name or "SIGINT"
-                self._close("killed", f"interrupted by {outcome.interrupted}")
             except TrialFailed as error:
                 outcome.failed.append(("failed", error.message, "trial"))
-                self._close("failed", error.message)
             except BaseException as error:
                 self._close("killed", f"the driver failed: {error}")
                 raise
-            else:
-                if outcome.interrupted:
-                    self._close("killed", f"interrupted by {outcome.interrupted}")
-                elif outcome.failed:
-                    self._close("failed", outcome.failed[0][1])
+            if outcome.interrupted:
+                self._close("killed", f"interrupted by {outcome.interrupted}")
+            elif outcome.failed:
+                self._close("failed", outcome.failed[0][1])
             self._publish(publish)
         return outcome
 
@@ -402,26 +408,25 @@ class SweepRun:
         expansion = self._expanded(won)
         if not expansion.blocked:  # otherwise the keys of the tests are unknown
             for subject in won:
-                winner, base = self._sides(subject)
-                self._retry(partial(record, subject, bests[subject.label], winner, base, self.records))
+                self._retry(partial(record, subject, bests[subject.label], self._winner_test(subject), self.records))
         plan = self._retry(partial(self._plan, expansion))
         self._run_plan(expansion, plan)
         for subject in won:
             self._read_tests(subject)
 
-    def _sides(self, subject: Subject) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
-        return sides(subject, self._expanded([subject]))
+    def _winner_test(self, subject: Subject) -> WinnerTest:
+        return winner_test(subject, self._expanded([subject]))
 
     def _expanded(self, won: Sequence[Subject]) -> Expansion:
         """The grid of the tests of these methods, with winners that are not saved yet."""
         presets = [self.outcome.winners[subject.label] for subject in won]
         catalog = self.catalog.with_protocols({preset.name: preset for preset in presets})
-        grid = self.sweep.test_grid({subject.label: subject.preset for subject in won})
+        grid = self.sweep.test_grid({subject.label: subject.winner_name for subject in won})
         return self._retry(partial(expand, grid, catalog))
 
     def _read_tests(self, subject: Subject) -> None:
-        winner, base = self._sides(subject)
-        tests = self._retry(partial(recorded_tests, winner, base, self.records, self.ledger.find))
+        test = self._winner_test(subject)
+        tests = self._retry(partial(recorded_tests, test, self.records, self.ledger.find))
         self.outcome.tests[subject.label] = tests
 
     @contextlib.contextmanager

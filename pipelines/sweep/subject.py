@@ -9,9 +9,8 @@ from typing import Any
 from pipelines.grid.catalog import Catalog, Frame
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.located_yaml import GridErrors, Problem
-from pipelines.grid.values import Chosen
 from pipelines.sweep.study import Pruning
-from pipelines.sweep.values import Sweep
+from pipelines.sweep.values import Sweep, labelled
 from rd3.datasets import DatasetInfo
 from rd3.evaluation.packing import Views
 from rd3.evaluation.sharing import LogitsCache, asks_teachers
@@ -29,11 +28,9 @@ class Subject:
 
     label: str
     """Its name in the sweep (:func:`pipelines.sweep.values.labelled`)."""
-    chosen: Chosen
-    """The method with its settings."""
     sweep: Sweep
-    rule: Preset
-    """The base protocol."""
+    base_preset: Preset
+    """The base protocol, of which a trial changes fields."""
     info: DatasetInfo
     teacher: TeacherRecipe
     frame: Frame
@@ -53,8 +50,8 @@ class Subject:
         return f"{self.sweep.name}/{self.label}/{self.key[:12]}"
 
     @property
-    def preset(self) -> str:
-        """Name of its winner."""
+    def winner_name(self) -> str:
+        """Name of the winner as a protocol."""
         return f"{self.sweep.name}-{self.label}"
 
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +59,11 @@ class Subject:
 
         Without those that have no effect at this point, such as parameters of a loss that it does not use.
         """
-        return fitting(self.rule, self.frame.case, merged(self.sweep.protocol.values, params))
+        return fitting(self.base_preset, self.frame.case, merged(self.sweep.protocol.values, params))
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
         """The resolved protocol of a point, with validation steps during training; the last epoch always has one."""
-        resolved = resolve_protocol(self.rule, **self.frame._asdict(), overrides=self.values(params))
+        resolved = resolve_protocol(self.base_preset, **self.frame._asdict(), overrides=self.values(params))
         steps = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": steps})
 
@@ -109,7 +106,7 @@ class Subject:
 def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
     """The subjects of all methods; raises :class:`GridErrors` for methods that do not support the set."""
     found, problems = [], []
-    for place, (label, chosen) in enumerate(sweep.labels().items()):
+    for place, (label, chosen) in enumerate(labelled(sweep.methods).items()):
         try:
             expansion = expand(sweep.validation_grid((chosen,)), catalog)
         except GridErrors as error:
@@ -119,9 +116,9 @@ def subjects(sweep: Sweep, catalog: Catalog) -> list[Subject]:
         bases = tuple(expansion.evaluation_of(cell) for cell in expansion.cells)
         info = expansion.infos[sweep.dataset]
         teacher = expansion.teachers[sweep.dataset, sweep.teacher]
-        rule = catalog.protocol(sweep.protocol.name)
+        preset = catalog.protocol(sweep.protocol.name)
         frame = Frame.of(info, sweep.ipc, bases[0].student, teacher.recipe.network)
-        found.append(Subject(label, chosen, sweep, rule, info, teacher.recipe, frame, bases, expansion))
+        found.append(Subject(label, sweep, preset, info, teacher.recipe, frame, bases, expansion))
     if problems:
         raise GridErrors(sweep.source or sweep.name, problems, "sweep")
     return found

@@ -105,10 +105,6 @@ class Sweep(Frozen):
         others = {"name", "description", "text", "source", "methods", "test_seeds"}
         return self.model_dump(mode="json", exclude=others)
 
-    def labels(self) -> dict[str, Chosen]:
-        """The methods by label."""
-        return labelled(self.methods)
-
     def validation_grid(self, methods: tuple[Chosen, ...]) -> Grid:
         """The grid of the base protocol on validation images, with its sets and teachers: the baseline of the sweep."""
         return Grid(
@@ -121,7 +117,7 @@ class Sweep(Frozen):
 
     def test_grid(self, winners: Mapping[str, str]) -> Grid:
         """The grid of base and winners (label to preset name) on the test split, with sets from all training images."""
-        labels = self.labels()
+        labels = labelled(self.methods)
         return Grid(
             name=f"{self.name}-test",
             description=self.description,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
     """The best trial as a preset: tuned fields apply to every student, the others are those of the base preset."""
-    base, tuned = subject.rule, _tuned(subject, best.params)
+    base, tuned = subject.base_preset, _tuned(subject, best.params)
     assert best.datetime_complete is not None, "the best trial is complete"
     date = best.datetime_complete.date().isoformat()
     source = (
-        f"{_origin(subject.sweep.name)}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
+        f"sweep {subject.sweep.name}, study {subject.study} (key {subject.key}): trial {best.number} of {trials}, "
         f"{best.value:.2f} % on {best.user_attrs['tested']} validation images of {subject.info.name}; "
         f"from {base.name}, {date}"
     )
     return Preset(
-        name=subject.preset,
+        name=subject.winner_name,
         source=source,
         # Whose epochs count as published; only a preset that ships with RD3 can be reduced.
         reduces=base.reduces or (base.name if base.name in presets() else None),
@@ -57,7 +57,7 @@ def _tuned(subject: Subject, params: Mapping[str, Any]) -> dict[str, Any]:
     With epochs in place of ``image_steps``; hard labels reset the fields of soft ones that the base preset states.  A
     tuned loss that is the base's own has the settings that it keeps, as it takes the place of the base's in ``all``.
     """
-    base, values = subject.rule, subject.values(params)
+    base, values = subject.base_preset, subject.values(params)
     resolved = subject.protocol(params)
     if values.pop("image_steps", None) is not None:
         values["epochs"] = resolved.epochs
@@ -100,14 +100,9 @@ def _replaces(values: Mapping[str, Any], name: str) -> bool:
 def check_free(folder: Path, name: str, sweep: str) -> None:
     """Raise :class:`BadValue` if a folder has a protocol of this name that is not a winner of this sweep."""
     path = folder / f"{name}.yaml"
-    if path.exists() and not read_preset(path).source.startswith(f"{_origin(sweep)}, "):
+    if path.exists() and not read_preset(path).source.startswith(f"sweep {sweep}, "):
         message = f"{path} is not a winner of sweep {sweep}, whose winner would have the name {name}."
         raise BadValue(message, "rename the sweep, or move that file")
-
-
-def _origin(sweep: str) -> str:
-    """Prefix of the ``source`` of a sweep's winners."""
-    return f"sweep {sweep}"
 
 
 def write_preset(preset: Preset, folder: Path, sweep: str) -> Path:
@@ -149,8 +144,21 @@ class Tested:
         return {
             "winner": _mean_std(self.winner),
             "base": _mean_std(self.base),
-            "difference": _difference(self.winner, self.base, self.difference, self.precisions),
+            "difference": self._difference_text(),
         }
+
+    def _difference_text(self) -> str:
+        if not self.winner:
+            return ""
+        across = f"; across {' and '.join(self.precisions)}" if len(self.precisions) > 1 else ""
+        count, got = len(self.winner), self.difference
+        if got is None:
+            seeds = "1 seed" if count == 1 else f"the same for all {count} student seeds"
+            text = f"{mean(self.winner) - mean(self.base):+.2f} ({seeds}, no interval{across})"
+        else:
+            interval = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}]"
+            text = f"{interval}, p {got.p_value:.2g} ({got.n} student seeds{across})"
+        return text.replace("-", "−")
 
 
 def _mean_std(values: list[float]) -> str:
@@ -160,34 +168,39 @@ def _mean_std(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "") + f" ({len(values)})"
 
 
-def _difference(
-    winner: list[float], base: list[float], got: PairedDifference | None, precisions: tuple[str, ...]
-) -> str:
-    if not winner:
-        return ""
-    across = f"; across {' and '.join(precisions)}" if len(precisions) > 1 else ""
-    if got is None:
-        count = "1 seed" if len(winner) == 1 else f"the same for all {len(winner)} student seeds"
-        return f"{mean(winner) - mean(base):+.2f} ({count}, no interval{across})".replace("-", "−")
-    text = f"{got.mean:+.2f} [{got.low:.2f}, {got.high:.2f}], p {got.p_value:.2g} ({got.n} student seeds{across})"
-    return text.replace("-", "−")
+class WinnerTest(NamedTuple):
+    """The test of a winner: its evaluations and those of the base protocol, by student seed."""
+
+    winner: list[EvaluationRecipe]
+    base: list[EvaluationRecipe]
+
+    @property
+    def protocol(self) -> str:
+        """Digest of the winning protocol, independent of student seeds."""
+        return digest(self.winner[0].protocol.model_dump(mode="json"))[:32]
+
+    @property
+    def target(self) -> str:
+        """Digest of what a sweep is tested on (set, data, student), so that tests by other sweeps are counted too.
+
+        The teacher, which hard labels do not have, is compared as :func:`recorded_tests` reads the tests.
+        """
+        first = self.base[0]
+        normalisation = first.normalisation.model_dump()
+        return digest([first.set, first.student, first.data.model_dump(mode="json"), normalisation])[:32]
+
+    @property
+    def teachers(self) -> list[Key]:
+        """Keys of the teachers of the labels; empty if both protocols have hard labels, or a set's own."""
+        return sorted({key for recipe in (*self.winner, *self.base) for key in recipe.teachers})
 
 
-def sides(subject: Subject, expansion: Expansion) -> tuple[list[EvaluationRecipe], list[EvaluationRecipe]]:
-    """Test evaluations of a method under its winner and the base protocol, by student seed.
-
-    ``expansion``: that of the sweep's ``test_grid`` for this method alone.
-    """
-    part = subject.sweep.test_grid({subject.label: subject.preset}).parts[0]
-    found: dict[str, list[EvaluationRecipe]] = {chosen.name: [] for chosen in part.protocols}
+def winner_test(subject: Subject, expansion: Expansion) -> WinnerTest:
+    """The test of a method's winner; ``expansion``: that of the sweep's ``test_grid`` for this method alone."""
+    by_protocol: dict[str, list[EvaluationRecipe]] = {}
     for cell in expansion.cells:
-        found[cell.protocol].append(expansion.evaluation_of(cell))
-    return found[subject.preset], found[subject.sweep.protocol.name]
-
-
-def protocol_of(winner: Iterable[EvaluationRecipe]) -> str:
-    """Digest of the winning protocol, independent of student seeds."""
-    return digest(next(iter(winner)).protocol.model_dump(mode="json"))[:32]
+        by_protocol.setdefault(cell.protocol, []).append(expansion.evaluation_of(cell))
+    return WinnerTest(by_protocol[subject.winner_name], by_protocol[subject.sweep.protocol.name])
 
 
 def winners_of(tests: Iterable[Tested]) -> int:
@@ -195,78 +208,49 @@ def winners_of(tests: Iterable[Tested]) -> int:
     return len({test.protocol for test in tests})
 
 
-def target_of(base: Iterable[EvaluationRecipe]) -> str:
-    """Digest of what a sweep is tested on (set, data, student), so that tests by other sweeps are counted too.
-
-    The teacher, which hard labels do not have, is compared as :func:`recorded_tests` reads the tests.
-    """
-    first = next(iter(base))
-    return digest([first.set, first.student, first.data.model_dump(mode="json"), first.normalisation.model_dump()])[:32]
-
-
-def teachers_of(winner: Iterable[EvaluationRecipe], base: Iterable[EvaluationRecipe]) -> list[Key]:
-    """Keys of the teachers of a test's labels; empty if both sides have hard labels, or a set's own."""
-    return sorted({key for recipe in (*winner, *base) for key in recipe.teachers})
-
-
-def record(
-    subject: Subject,
-    best: FrozenTrial,
-    winner: list[EvaluationRecipe],
-    base: list[EvaluationRecipe],
-    records: SweepRecords,
-) -> None:
+def record(subject: Subject, best: FrozenTrial, test: WinnerTest, records: SweepRecords) -> None:
     """Record the test before it runs, so that repeated tests on one target can be counted."""
     records.record_test(
-        target_of(base),
+        test.target,
         {
             "sweep": subject.sweep.name,
             "key": subject.key,
             "method": subject.label,
             "params": best.params,
             "validation_top1_pct": best.value,
-            "protocol": protocol_of(winner),
-            "teachers": teachers_of(winner, base),
-            "evaluations": [recipe.key for recipe in winner],
-            "base": [recipe.key for recipe in base],
-            "seeds": [recipe.student_seed for recipe in winner],
+            "protocol": test.protocol,
+            "teachers": test.teachers,
+            "evaluations": [recipe.key for recipe in test.winner],
+            "base": [recipe.key for recipe in test.base],
+            "seeds": [recipe.student_seed for recipe in test.winner],
             "recorded_at": now(),
         },
     )
 
 
-def _precisions(scores: dict[str, list[Entry | None]]) -> tuple[str, ...]:
-    entries = [entry for side in scores.values() for entry in side if entry is not None]
-    return tuple(sorted({entry.result["ran_precision"] for entry in entries if "ran_precision" in entry.result}))
-
-
 def recorded_tests(
-    winner: list[EvaluationRecipe],
-    base: list[EvaluationRecipe],
-    records: SweepRecords,
-    find: Callable[[str, Key], Entry | None],
+    current: WinnerTest, records: SweepRecords, find: Callable[[str, Key], Entry | None]
 ) -> list[Tested]:
-    """Every recorded test for this target, with its result, but those with labels of other teachers."""
-    current, teachers = protocol_of(winner), teachers_of(winner, base)
+    """Every recorded test for the target of the current one, with its result, but those with labels of other teachers.
+
+    ``find``: the ledger entry of a kind and key.
+    """
     found = []
-    for test in records.tests(target_of(base)):
+    for test in records.tests(current.target):
         named = test.get("teachers")  # early records lack them: each is listed under every teacher
-        if named and teachers and named != teachers:
+        if named and current.teachers and named != current.teachers:
             continue
-        protocol = test.get(
-            "protocol", test["evaluations"][0]
-        )  # early records lack it: each counts as a winner of its own
-        scores = {side: [find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")}
-        complete = all(entry is not None for entries in scores.values() for entry in entries)
-        values = {
-            side: [entry.result["top1_pct"] for entry in entries if complete and entry is not None]
-            for side, entries in scores.items()
-        }
+        # Early records lack the protocol, too: each counts as a winner of its own.
+        protocol = test.get("protocol", test["evaluations"][0])
+        sides = [[find("evaluation", key) for key in test[side]] for side in ("evaluations", "base")]
+        entries = [entry for side in sides for entry in side if entry is not None]
+        complete = len(entries) == sum(map(len, sides))
+        winner, base = ([entry.result["top1_pct"] for entry in side if complete and entry] for side in sides)
+        precisions = sorted({entry.result["ran_precision"] for entry in entries if "ran_precision" in entry.result})
         found.append(
             Tested(
                 test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
-                test["seeds"], values["evaluations"], values["base"], protocol,
-                protocol == current, _precisions(scores),
+                test["seeds"], winner, base, protocol, protocol == current.protocol, tuple(precisions),
             )
         )  # fmt: skip
     return found

@@ -48,13 +48,6 @@ class Score:
     wall_s: float = 0.0
     ran_precision: str = ""
 
-    @property
-    def final_top1_pct(self) -> float:
-        """``top1_pct`` of a training that ran to its end; raises :class:`ValueError` for another."""
-        if self.top1_pct is None:
-            raise ValueError("the training did not run to its end")
-        return self.top1_pct
-
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Score:
         """From JSON, whose keys are strings."""
@@ -136,7 +129,7 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
     if pruned or diverged:
         facts["stopped"] = diverged if not pruned else f"pruned after epoch {max(judged.curve)}"
         return Answer(Ended("PRUNED", None, judged.curve, judged.rungs, facts), scores)
-    found = [scores[key].final_top1_pct for key in facts["evaluations"]]
+    found = [score.top1_pct for score in scores.values() if score.top1_pct is not None]
     facts |= {"top1_pct": found, "tested": scores[first.key].tested}
     facts["ran_precision"] = sorted({score.ran_precision for score in scores.values() if score.ran_precision})
     curve = {**judged.curve, first.protocol.epochs: found[0]}

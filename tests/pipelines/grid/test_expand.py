@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -236,6 +237,7 @@ student_seeds: [0]
 def test_an_incomplete_protocol_is_a_mistake_at_its_place():
     with pytest.raises(GridErrors) as caught:
         expanded(SMALL + "protocols: [cvdd]\n")
+    assert str(caught.value).startswith("Grid test has 1 mistake")
     [problem] = caught.value.problems
     assert problem.message.startswith("Protocol cvdd is incomplete, as protocols cannot express logits of several")
     assert problem.line == 6
@@ -445,6 +447,13 @@ def test_a_table_that_prints_nothing_of_the_grid_is_said_at_full_size():
 @pytest.mark.parametrize("name", [name for name in shipped_grids() if not name.endswith("-small")])
 def test_every_shipped_grid_has_printed_values_where_it_names_a_table(name):
     assert not [note for note in expand(load_grid(name), Fingerprints(opened)).notes if "paper" in note]
+
+
+def test_a_mistake_that_only_the_expansion_finds_names_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(SMALL.replace("[1]", "[5000]"))
+    with pytest.raises(GridErrors, match=rf"Grid {re.escape(str(path))} has 1 mistake(.|\n)*no supported cells"):
+        expand(load_grid(path), Fingerprints(opened))
 
 
 def test_ten_thousand_cells():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
@@ -24,13 +25,13 @@ from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
 from pipelines.sweep.subject import Subject, subjects
 from pipelines.sweep.winner import (
+    WinnerTest,
     _rules_left,
     check_free,
     record,
     recorded_tests,
-    sides,
-    target_of,
     winner_preset,
+    winner_test,
     winners_of,
     write_preset,
 )
@@ -65,9 +66,9 @@ def tuned(subject: Subject) -> Tuning:
     return tuning
 
 
-def both_sides(subject: Subject, here: Session, made):
-    grid = subject.sweep.test_grid({subject.label: subject.preset})
-    return sides(subject, expand(grid, Catalog.of(here).with_protocols({made.name: made})))
+def winner_and_base(subject: Subject, here: Session, made):
+    grid = subject.sweep.test_grid({subject.label: subject.winner_name})
+    return winner_test(subject, expand(grid, Catalog.of(here).with_protocols({made.name: made})))
 
 
 def test_everything_of_a_trial_stays_within_the_training_images(here):
@@ -99,6 +100,13 @@ def test_a_method_that_comes_twice_is_numbered(here):
 def test_a_method_that_cannot_make_the_set_is_refused_before_any_trial(here):
     with pytest.raises(GridErrors, match=r"Sweep demo has 2 mistakes(.|\n)*126 training images"):
         found(here, ipc=127)
+
+
+def test_such_a_mistake_names_the_file(here, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(re.sub(r"\nipc: .*", "\nipc: 127", load_sweep("demo").text))
+    with pytest.raises(GridErrors, match=rf"Sweep {re.escape(str(path))} has 2 mistakes"):
+        subjects(load_sweep(path), Catalog.of(here))
 
 
 def test_the_preset_is_the_trial(here, tmp_path):
@@ -169,7 +177,7 @@ def test_a_winner_states_its_compute_as_epochs(here):
     trial = subject.protocol(params).model_copy(update={"test_epochs": ()})
     assert trial.epochs == 2000 // (5 * 10) == 40, "of 5 images for each of 10 classes"
     assert resolve_protocol(made, factor=1, same_network=True, set_size=50) == trial
-    grid = subject.sweep.test_grid({subject.label: subject.preset})
+    grid = subject.sweep.test_grid({subject.label: subject.winner_name})
     tested = expand(grid, catalog.with_protocols({made.name: made})).recipes.values()
     assert trial in [one.protocol for one in tested if isinstance(one, EvaluationRecipe)]
 
@@ -219,7 +227,7 @@ def test_hard_labels_of_the_base_keep_their_loss(here):
 
 def test_the_test_has_sets_and_teacher_of_all_training_images_on_the_same_seeds(here):
     subject = found(here)[0]
-    winner, base = both_sides(subject, here, winner_preset(subject, tuned(subject).best(), 4))
+    winner, base = winner_and_base(subject, here, winner_preset(subject, tuned(subject).best(), 4))
     assert [recipe.student_seed for recipe in winner] == [recipe.student_seed for recipe in base] == [0, 1, 2]
     for recipe in (*winner, *base):
         assert (recipe.tested_on, recipe.data.split) == ("test", "train")
@@ -237,14 +245,14 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
         return SimpleNamespace(result={"top1_pct": values[key]}) if key in values else None
 
     made = winner_preset(subject, trials[2], 4)
-    winner, base = both_sides(subject, here, made)
-    record(subject, trials[2], winner, base, records)
-    record(subject, trials[2], winner, base, records)
-    [waiting] = recorded_tests(winner, base, records, find)
+    test = winner_and_base(subject, here, made)
+    record(subject, trials[2], test, records)
+    record(subject, trials[2], test, records)
+    [waiting] = recorded_tests(test, records, find)
     assert (waiting.current, waiting.text()["winner"], waiting.difference) == (True, "not tested yet", None)
-    values |= dict(zip([one.key for one in winner], [70.0, 72.0, 74.0], strict=True))
-    values |= dict(zip([one.key for one in base], [69.0, 70.0, 71.0], strict=True))
-    [tested] = recorded_tests(winner, base, records, find)
+    values |= dict(zip([one.key for one in test.winner], [70.0, 72.0, 74.0], strict=True))
+    values |= dict(zip([one.key for one in test.base], [69.0, 70.0, 71.0], strict=True))
+    [tested] = recorded_tests(test, records, find)
     assert (tested.winner, tested.base) == ([70.0, 72.0, 74.0], [69.0, 70.0, 71.0])
     assert tested.difference.mean == pytest.approx(2.0)
     assert tested.text()["difference"].startswith("+2.00 [−0.48, 4.48], p 0.07")
@@ -253,10 +261,10 @@ def test_every_test_of_a_target_is_listed_whatever_the_sweep_is_called(here, tmp
     assert constant.text()["difference"] == "+0.20 (the same for all 2 student seeds, no interval)"
 
     renamed = found(here, name="other")[0]
-    elsewhere, same_base = both_sides(renamed, here, winner_preset(renamed, trials[1], 4))
-    assert target_of(same_base) == target_of(base)
-    record(renamed, trials[1], elsewhere, same_base, records)
-    both = recorded_tests(elsewhere, same_base, records, find)
+    elsewhere = winner_and_base(renamed, here, winner_preset(renamed, trials[1], 4))
+    assert elsewhere.target == test.target
+    record(renamed, trials[1], elsewhere, records)
+    both = recorded_tests(elsewhere, records, find)
     assert sorted((test.sweep, test.current, bool(test.winner)) for test in both) == [
         ("demo", False, True), ("other", True, False)
     ]  # fmt: skip
@@ -266,22 +274,19 @@ def test_tests_with_labels_of_another_teacher_are_not_listed(here, tmp_path):
     """Random sets are the same under every teacher."""
     records = SweepRecords(open_objects(tmp_path / "artifacts"))
     both = [found(here, teacher=name, student="convnet_w32")[0] for name in ("resnet18_w16", "convnet_w32")]
-    made = [(each, *both_sides(each, here, winner_preset(each, tuned(each).best(), 4))) for each in both]
-    (_one, winner, base), (_other, elsewhere, other_base) = made
-    assert winner[0].set == elsewhere[0].set and winner[0].student == elsewhere[0].student
-    for subject, *test in made:
-        record(subject, tuned(subject).best(), *test, records)
-    [mine], [its] = (
-        recorded_tests(*test, records, lambda _kind, _key: None) for test in ((winner, base), (elsewhere, other_base))
-    )
+    one, other = (winner_and_base(each, here, winner_preset(each, tuned(each).best(), 4)) for each in both)
+    assert one.winner[0].set == other.winner[0].set and one.winner[0].student == other.winner[0].student
+    for subject, test in zip(both, (one, other), strict=True):
+        record(subject, tuned(subject).best(), test, records)
+    [mine], [its] = (recorded_tests(test, records, lambda _kind, _key: None) for test in (one, other))
     assert mine.current and its.current
-    hard = [made.model_copy(update={"teachers": ()}) for made in base]
-    assert len(recorded_tests(hard, hard, records, lambda _kind, _key: None)) == 2
+    hard = [made.model_copy(update={"teachers": ()}) for made in one.base]
+    assert len(recorded_tests(WinnerTest(hard, hard), records, lambda _kind, _key: None)) == 2
     early = {"evaluations": ["a", "b", "c"], "base": ["d"]}
-    [test] = [test for test in records.tests(target_of(base)) if test["teachers"] == list(base[0].teachers)]
-    records.record_test(target_of(base), {name: test[name] for name in test if name != "teachers"} | early)
-    for test in ((winner, base), (elsewhere, other_base)):
-        assert len(recorded_tests(*test, records, lambda _kind, _key: None)) == 2
+    [known] = [known for known in records.tests(one.target) if known["teachers"] == list(one.base[0].teachers)]
+    records.record_test(one.target, {name: known[name] for name in known if name != "teachers"} | early)
+    for test in (one, other):
+        assert len(recorded_tests(test, records, lambda _kind, _key: None)) == 2
 
 
 def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
@@ -290,9 +295,9 @@ def test_more_seeds_for_a_winner_are_no_other_winner(here, tmp_path):
     trials = tuned(subject).trials()
 
     def tests(subject: Subject, trial):
-        winner, base = both_sides(subject, here, winner_preset(subject, trial, 4))
-        record(subject, trial, winner, base, records)
-        return recorded_tests(winner, base, records, lambda _kind, _key: None)
+        test = winner_and_base(subject, here, winner_preset(subject, trial, 4))
+        record(subject, trial, test, records)
+        return recorded_tests(test, records, lambda _kind, _key: None)
 
     tests(subject, trials[2])
     again = tests(longer, trials[2])
@@ -307,12 +312,12 @@ def test_a_record_that_does_not_say_its_protocol_counts_as_a_winner_of_its_own(h
     records = SweepRecords(open_objects(tmp_path / "artifacts"))
     subject = found(here)[0]
     best = tuned(subject).best()
-    winner, base = both_sides(subject, here, winner_preset(subject, best, 4))
-    record(subject, best, winner, base, records)
-    [test] = records.tests(target_of(base))
-    early = {name: value for name, value in test.items() if name != "protocol"}
-    records.record_test(target_of(base), {**early, "evaluations": ["a", "b", "c"]})
-    tests = recorded_tests(winner, base, records, lambda _kind, _key: None)
+    test = winner_and_base(subject, here, winner_preset(subject, best, 4))
+    record(subject, best, test, records)
+    [known] = records.tests(test.target)
+    early = {name: value for name, value in known.items() if name != "protocol"}
+    records.record_test(test.target, {**early, "evaluations": ["a", "b", "c"]})
+    tests = recorded_tests(test, records, lambda _kind, _key: None)
     assert (winners_of(tests), sorted(test.current for test in tests)) == (2, [False, True])
 
 
@@ -323,10 +328,10 @@ def test_the_report_says_what_was_done_and_draws_it(here, tmp_path):
     subject = both[0]
     made = winner_preset(subject, tunings["random"].best(), 4)
     outcome.winners["random"] = made
-    winner, base = both_sides(subject, here, made)
+    pair = winner_and_base(subject, here, made)
     records = SweepRecords(open_objects(tmp_path / "artifacts"))
-    record(subject, tunings["random"].best(), winner, base, records)
-    [test] = recorded_tests(winner, base, records, lambda _kind, _key: None)
+    record(subject, tunings["random"].best(), pair, records)
+    [test] = recorded_tests(pair, records, lambda _kind, _key: None)
     outcome.tests["random"] = [test, test, replace(test, protocol="another", current=False)]
     page = page_of(subject.sweep, outcome, Ledger(here.artifacts), "journal")
     written = write_sweep_report(page, tmp_path / "report")
