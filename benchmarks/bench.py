@@ -74,11 +74,15 @@ class Bench:
         reference: list[float],
         *,
         dtype: str,
-        layout: str,
+        layout: str | None = None,
         aim: float | None = None,
         note: str = "",
     ) -> Row:
-        """The row of a comparison; ``ours`` and ``reference`` are seconds per unit by round."""
+        """The row of a comparison; ``ours`` and ``reference`` are seconds per unit by round.
+
+        ``layout``: memory format of our weights; by default that of networks without group norm.  The reference path is
+        always NCHW.
+        """
         ours_s = median(ours)
         rate = job.gflop / ours_s if job.gflop else None
         peak = self.peaks.get(dtype)
@@ -92,15 +96,10 @@ class Bench:
             rounds=len(ours),
             batch=job.batch,
             dtype=dtype,
-            layout=layout,
+            layout=layout or ("channels last" if self.on_cpu or dtype == "bf16" else "NCHW"),
             aim=aim,
             images_per_s=job.images / ours_s if job.images else None,
             gflop_per_s=rate,
             share_of_peak=rate / peak if rate and peak else None,
             note=note,
         )
-
-
-def layout(bench: Bench, precision: str) -> str:
-    """Memory format of our weights, for networks without group norm; the reference path is always NCHW."""
-    return "channels last" if bench.on_cpu or precision == "bf16" else "NCHW"

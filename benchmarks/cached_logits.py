@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.bench import Bench, Job, layout
+from benchmarks.bench import Bench, Job
 from benchmarks.post_evaluation import BATCH
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, chunk_of
@@ -53,5 +53,4 @@ def _rows(bench: Bench, student: str, scratch: Path) -> Iterator[Row]:
         note += f"; {size} bytes for {epochs * IMAGES} views" if name == "reads" else ""
         words = f"{bench.network} labels, {student} learns, 32 px, {name} logits"
         job = Job("cached_logits", words, "step", BATCH, BATCH)
-        precision = students.precision
-        yield bench.row(job, spent[name], spent["asks"], dtype=precision, layout=layout(bench, precision), note=note)
+        yield bench.row(job, spent[name], spent["asks"], dtype=students.precision, note=note)

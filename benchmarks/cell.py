@@ -13,17 +13,17 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.bench import Bench, Job, Skipped, layout
+from benchmarks.bench import Bench, Job, Skipped
 from benchmarks.patch_scoring import scoring
-from benchmarks.post_evaluation import AIMS, BATCH, reference
+from benchmarks.post_evaluation import BATCH, CPU_AIMS, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, built
-from benchmarks.timing import Work
+from benchmarks.timing import as_work
 from rd3.datasets import Dataset, Split, open_dataset
 from rd3.device import set_memory_format
 from rd3.errors import RD3Error
-from rd3.evaluation.student import Tester, _ProgressTracker
+from rd3.evaluation.student import Evaluation, Tester, _ProgressTracker
 
 CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Classes, training steps and test images of the whole cell."""
@@ -79,16 +79,6 @@ class _FirstTests(Dataset):
         return self._whole.original(split, index)
 
 
-class _Unwatched(_ProgressTracker):
-    """Receives the progress of a test and shows nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    def tested(self, images: int) -> None:
-        pass
-
-
 def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
     """Seconds per test image by path."""
     student, bare = (built(subject.info, subject.network, 1) for _path in range(2))
@@ -96,17 +86,18 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
     some = _FirstTests(subject.dataset)
     pictures = subject.dataset.images("test", list(range(MEASURED_TESTED)))
     labels = torch.tensor(some.labels("test"))
-
-    def ours() -> int:
-        Tester(student, some, bench.device, precision).correct_per_class("test", _Unwatched())
-        return MEASURED_TESTED
-
-    def plain() -> int:
-        validate(bare.network, pictures, labels, subject.info.normalisation, bench.device)
-        return MEASURED_TESTED
-
-    paths: dict[str, Work] = {"ours": ours, "reference": plain}
-    return Bench(bench.device, rounds=2, out=bench.out).compare(paths)
+    watch = _ProgressTracker(Evaluation(subject.recipe(), subject.images, subject.labels), MEASURED_TESTED)
+    return Bench(bench.device, rounds=2, out=bench.out).compare(
+        {
+            "ours": as_work(
+                lambda: Tester(student, some, bench.device, precision).correct_per_class("test", watch), MEASURED_TESTED
+            ),
+            "reference": as_work(
+                lambda: validate(bare.network, pictures, labels, subject.info.normalisation, bench.device),
+                MEASURED_TESTED,
+            ),
+        }
+    )
 
 
 def _rows(bench: Bench, parts: dict[str, tuple[dict[str, list[float]], int]], precision: str) -> list[Row]:
@@ -117,7 +108,7 @@ def _rows(bench: Bench, parts: dict[str, tuple[dict[str, list[float]], int]], pr
         scaled = {path: [count * each for each in seconds] for path, seconds in spent.items()}
         whole = {path: whole[path] + median(seconds) for path, seconds in scaled.items()}
         rows.append(_row(bench, name, scaled["ours"], scaled["reference"], precision))
-    aim = AIMS["cpu", precision][0]
+    aim = CPU_AIMS[precision][0]
     return [*rows, _row(bench, "whole cell", [whole["ours"]], [whole["reference"]], precision, aim)]
 
 
@@ -125,6 +116,5 @@ def _row(
     bench: Bench, part: str, ours: list[float], reference: list[float], precision: str, aim: float | None = None
 ) -> Row:
     job = Job("cell", f"RDED, CIFAR-10, IPC 10, {bench.network}: {part}", "cell", BATCH)
-    form = layout(bench, precision)
     note = "extrapolated from a tenth of the set, 40 steps, 1,000 test images"
-    return bench.row(job, ours, reference, dtype=precision, layout=form, aim=aim, note=note)
+    return bench.row(job, ours, reference, dtype=precision, aim=aim, note=note)

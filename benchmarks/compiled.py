@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.bench import Bench, Job, layout
-from benchmarks.post_evaluation import BATCH
+from benchmarks.bench import Bench, Job
+from benchmarks.post_evaluation import BATCH, step_gflop
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
-from rd3.models import forward_cost
-
-TEACHER_AND_STUDENT = 4
-"""Forward passes that a step costs: one of the teacher, and three of the student for forward and backward."""
 
 
 def run(bench: Bench) -> list[Row]:
@@ -32,10 +28,6 @@ def _row(bench: Bench, side: int) -> Row:
     compiled.work()  # compiles at the first step
     compiling_s = time.perf_counter() - began
     spent = bench.compare({"compiled": compiled.work, "plain": plain.work})
-    precision = plain.precision
-    gflop = 1e-9 * TEACHER_AND_STUDENT * BATCH * forward_cost(bench.network, subject.info.num_classes, side).flops
     note = f"compiled in {compiling_s:.0f} s"
-    job = Job("compiled", f"{bench.network}, {side} px, one student", "step", BATCH, BATCH, gflop)
-    return bench.row(
-        job, spent["compiled"], spent["plain"], dtype=precision, layout=layout(bench, precision), note=note
-    )
+    job = Job("compiled", f"{bench.network}, {side} px, one student", "step", BATCH, BATCH, step_gflop(subject))
+    return bench.row(job, spent["compiled"], spent["plain"], dtype=plain.precision, note=note)

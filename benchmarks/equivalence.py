@@ -15,16 +15,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.byhand import set_of, teacher_of
 from pipelines.grid.catalog import Catalog
 from pipelines.settings import session
 from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
+from rd3.datasets import DatasetInfo
 from rd3.protocol import resolve_protocol
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from rd3.stats import equivalence, paired_difference
 from rd3.store import FolderStore
 
@@ -56,25 +58,25 @@ def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, E
     teacher = teacher_of(dataset, asked.teacher, catalog)
     [made] = set_of("random", dataset, asked.ipc, None, 0, {}, catalog)
     assert isinstance(made, SetRecipe)
+    evaluation = partial(evaluation_of, made, teacher, info, asked.preset)
+    pairs = [(evaluation(seed, precision="bf16"), evaluation(seed, precision="fp32")) for seed in asked.seeds]
+    return [teacher, made], pairs
 
-    def evaluation(seed: int, precision: str) -> EvaluationRecipe:
-        protocol = resolve_protocol(
-            asked.preset,
-            factor=info.factor,
-            same_network=True,
-            set_size=asked.ipc * info.num_classes,
-            overrides={"precision": precision},
-        )
-        return EvaluationRecipe.of(
-            made,
-            teachers=[teacher],
-            protocol=protocol,
-            student=teacher.network,
-            student_seed=seed,
-            normalisation=info.normalisation,
-        )
 
-    return [teacher, made], [(evaluation(seed, "bf16"), evaluation(seed, "fp32")) for seed in asked.seeds]
+def evaluation_of(
+    made: SetRecipe, teacher: TeacherRecipe, info: DatasetInfo, preset: str, student_seed: int, **fields: Any
+) -> EvaluationRecipe:
+    """The evaluation of a set with a student of the teacher's network; ``fields`` of the preset's protocol change."""
+    set_size = made.ipc * info.num_classes
+    protocol = resolve_protocol(preset, factor=info.factor, same_network=True, set_size=set_size, overrides=fields)
+    return EvaluationRecipe.of(
+        made,
+        teachers=[teacher],
+        protocol=protocol,
+        student=teacher.network,
+        student_seed=student_seed,
+        normalisation=info.normalisation,
+    )
 
 
 def main(dataset: str, store: Path, options: list[str]) -> int:

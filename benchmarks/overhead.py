@@ -18,15 +18,18 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.subject import Subject
+from benchmarks.equivalence import evaluation_of
+from benchmarks.scale import session_in
+from pipelines.byhand import set_of, teacher_of
 from pipelines.engine import trial_log
 from pipelines.engine.execute import execute
+from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.perform import perform
-from rd3.recipe import EvaluationRecipe, Recipe
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
 from tracking.store import TrackedStore
 
 
@@ -46,14 +49,17 @@ def main(lengths: list[int], count: int, home: Path) -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    subject = Subject(home)
-    session = subject.session
-    store = TrackedStore(session)
+    session = session_in(home)
+    catalog, store = Catalog.of(session), TrackedStore(session)
+    teacher = teacher_of("digits", "resnet18_w16", catalog)
+    [made] = set_of("random", "digits", 10, None, 0, {}, catalog)
+    assert isinstance(made, SetRecipe)
+    info = catalog.dataset("digits")
 
     def evaluation(epochs: int, seed: int) -> EvaluationRecipe:
-        return subject.evaluation("rd3", seed, epochs=epochs)
+        return evaluation_of(made, teacher, info, "rd3", seed, epochs=epochs)
 
-    preparing = run_grid([*subject.parents, evaluation(1, 0)], session)
+    preparing = run_grid([teacher, made, evaluation(1, 0)], session)
     print(f"preparing (teacher, set, one short evaluation): {preparing:.1f} s")
     perform(evaluation(1, 1), store, session.roots, home / "direct" / "warm")
     for epochs in lengths:
@@ -64,7 +70,7 @@ def main(lengths: list[int], count: int, home: Path) -> None:
             direct.append(time.perf_counter() - start)
         warm = evaluation(1, 1000 + epochs)
         recipes = [evaluation(epochs, 1000 + seed) for seed in range(count)]
-        total = run_grid([*subject.parents, warm, *recipes], session)
+        total = run_grid([teacher, made, warm, *recipes], session)
         keys = [recipe.key for recipe in recipes]
         done = {
             event["key"]: datetime.fromisoformat(event["time"]).timestamp()
@@ -74,14 +80,13 @@ def main(lengths: list[int], count: int, home: Path) -> None:
         busy = max(done[key] for key in keys) - done[warm.key]
         entries = session.ledger.find_many("evaluation", keys)
         inside = [entries[key].result["wall_s"] for key in keys]
-        per_trial = (busy - sum(inside)) / count
         figures = {
             "epochs": epochs,
             "direct_wall_s": round(mean(direct), 2),
             "grid_wall_s": round(total, 2),
             "evaluation_inside_trial_s": round(mean(inside), 2),
             "overhead_per_evaluation_s": round((busy - sum(direct)) / count, 2),
-            "of_which_tracking_and_scheduling_s": round(per_trial, 2),
+            "of_which_tracking_and_scheduling_s": round((busy - sum(inside)) / count, 2),
             "once_a_run_and_worker_s": round(total - busy, 2),
             "overhead_per_evaluation_pct": round(100 * (busy - sum(direct)) / sum(direct), 1),
         }

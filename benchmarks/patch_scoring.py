@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from benchmarks.bench import Bench, Job, layout
+from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
 from benchmarks.students import built
+from benchmarks.timing import as_work
 from rd3.datasets import Dataset
 from rd3.device import resolve_precision
 from rd3.methods import Context
@@ -30,12 +31,11 @@ AIMS = {"cpu": 4.0, "cuda": 8.0}
 
 def run(bench: Bench) -> list[Row]:
     """A row for 32 pixels; on a GPU also one for 224."""
-    sides = [32] if bench.on_cpu else [32, 224]
-    return [scoring(bench, _toys(side)) for side in sides]
-
-
-def _toys(side: int) -> Dataset:
-    return ToyDataset(classes=2, per_class=IMAGES, side=side, factor=2 if side == 224 else 1)
+    factors = {32: 1} if bench.on_cpu else {32: 1, 224: 2}
+    return [
+        scoring(bench, ToyDataset(classes=2, per_class=IMAGES, side=side, factor=factor))
+        for side, factor in factors.items()
+    ]
 
 
 class OneClass(TorchDataset[torch.Tensor]):
@@ -85,22 +85,17 @@ def scoring(
     method = RDED()
     settings = method.Settings.model_validate(recipe.settings)
     label, wanted = 0, ipc * settings.tiles**2
-
     ctx = Context(recipe, settings, info, dataset, (teacher,), device)
     chosen = ctx.class_indices(label)[:images].tolist()
-
-    def ours() -> int:
-        method._select(label, wanted, ctx)
-        return len(chosen) * CROPS
-
-    def plain() -> int:
-        reference(ctx, chosen, label, wanted)
-        return len(chosen) * CROPS
-
-    spent = bench.compare({"ours": ours, "reference": plain})
+    crops = len(chosen) * CROPS
+    spent = bench.compare(
+        {
+            "ours": as_work(lambda: method._select(label, wanted, ctx), crops),
+            "reference": as_work(lambda: reference(ctx, chosen, label, wanted), crops),
+        }
+    )
     words = f"{bench.network}, {info.resolution} px, factor {settings.tiles}, IPC {ipc}"
     gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
     job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
     dtype = resolve_precision(device, "auto")
-    form = layout(bench, dtype)
-    return bench.row(job, spent["ours"], spent["reference"], dtype=dtype, layout=form, aim=AIMS[device.type])
+    return bench.row(job, spent["ours"], spent["reference"], dtype=dtype, aim=AIMS[device.type])

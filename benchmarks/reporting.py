@@ -31,7 +31,6 @@ from sklearn.datasets import load_digits
 from pipelines.settings import Session, session
 from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, from_json
 from rd3.store import Entry, now, sha256_files, write_atomically
-from tracking.ledger.ledger import Ledger
 from tracking.runs.fields import metrics, params, parent_facts, run_name
 from tracking.runs.runs import DIGEST, Tracker, grid_tags
 from tracking.store import EXPERIMENT
@@ -65,27 +64,30 @@ SHAPES: dict[str, Callable[[int], str]] = {
 """Name to the part of the grid file that gives about so many cells."""
 
 
-class Spent(NamedTuple):
-    """What one process took."""
+class Measured(NamedTuple):
+    """What one command took, and its standard output."""
 
     wall_s: float
     cpu_s: float
     peak_mib: float
+    output: str
 
 
-def measured(home: Path, *words: str) -> Spent:
-    """Run one `rd3` command to its end; its output is kept back unless it fails."""
-    with tempfile.TemporaryFile() as said:
+def measured(home: Path, *words: str) -> Measured:
+    """Run one `rd3` command to its end; what it says is kept back unless it fails."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         command = [str(Path(sys.executable).parent / "rd3"), *words]
-        process = subprocess.Popen(command, env=environment(home), stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment(home), stdout=output, stderr=errors)
         _pid, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall_s = time.perf_counter() - start
+        output.seek(0)
+        errors.seek(0)
         if process.returncode:
-            said.seek(0)
-            raise SystemExit(f"rd3 {' '.join(words)} ended with {process.returncode}:\n{said.read().decode()}")
-    return Spent(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+            said = output.read() + errors.read()
+            raise SystemExit(f"rd3 {' '.join(words)} ended with {process.returncode}:\n{said}")
+        return Measured(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, output.read())
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -129,13 +131,17 @@ def result(recipe: Recipe) -> dict[str, float | str]:
     }
 
 
-def record(here: Session, found: list[Entry], grid: str) -> None:
-    """Write the entries and, in one transaction, their MLflow runs and that of the grid."""
-    ledger = Ledger(here.artifacts)
+def write_entries(artifacts: Path, found: Iterable[Entry]) -> None:
+    """Write the entries of a ledger in a folder, without the fsync of a run."""
     for entry in found:
-        target = Path(ledger.root) / "by-key" / entry.kind / f"{entry.key}.json"
+        target = artifacts / "by-key" / entry.kind / f"{entry.key}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(entry.model_dump(mode="json")))
+
+
+def record(here: Session, found: list[Entry], grid: str) -> None:
+    """Write the entries and, in one transaction, their MLflow runs and that of the grid."""
+    write_entries(Path(here.artifacts), found)
     tracker = Tracker(here.with_identity(work=f"grid {grid}"))
     experiment = tracker.experiment(EXPERIMENT)
     parent = tracker.grid_run(experiment, grid, grid_yaml="")

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rd3.store import Entry, sha256_files
 from tracking.ledger.s3 import S3Objects
 from tracking.runs import artifacts
 
-Transfer = Callable[[S3Objects, Path], object]
+Way = Callable[[S3Objects, Path], object]
 
 
 def _up(folder: Path, put: Callable[[str, Path], Any]) -> None:
@@ -48,7 +49,7 @@ def entry_of(folder: Path) -> Entry:
     return Entry.model_validate_json((folder.parent / "entry.json").read_bytes())
 
 
-WAYS: dict[str, Transfer] = {
+WAYS: dict[str, Way] = {
     "upload ours": lambda there, folder: _up(folder, there.upload),
     "upload plain": lambda there, folder: _up(
         folder, lambda name, source: there.client.upload_file(str(source), there.bucket, there.prefix + name)
@@ -68,8 +69,8 @@ def peak_kib() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def child(root: str, folder: Path, way: str, answer: Any) -> None:
-    """Do one transfer and send (wall seconds, process seconds, peak memory above idle in MiB)."""
+def transfer(root: str, folder: Path, way: str) -> tuple[float, float, float]:
+    """Do one transfer; returns wall seconds, process seconds and peak memory above idle in MiB."""
     there = S3Objects(root)
     small = folder.parent / f"small{os.getpid()}"
     small.write_bytes(bytes(1000))
@@ -79,21 +80,19 @@ def child(root: str, folder: Path, way: str, answer: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
     idle, cpu, start = peak_kib(), time.process_time(), time.perf_counter()
     WAYS[way](there, folder)
-    wall_s, process_s = time.perf_counter() - start, time.process_time() - cpu
-    answer.send((wall_s, process_s, (peak_kib() - idle) / 1024))
+    found = time.perf_counter() - start, time.process_time() - cpu, (peak_kib() - idle) / 1024
     shutil.rmtree(folder.parent / "down", ignore_errors=True)
+    return found
 
 
 def measure(root: str, folder: Path, way: str) -> tuple[float, float, float]:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(root, folder, way, sender))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{way} failed")
-    found: tuple[float, float, float] = receiver.recv()
-    return found
+    """A :func:`transfer` in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(transfer, root, folder, way).result()
+        except Exception as error:
+            error.add_note(f"{way} failed")
+            raise
 
 
 def main() -> None:
@@ -125,11 +124,8 @@ def main() -> None:
         print(
             f"{way:15} {statistics.median(wall):9.2f} {min(wall):8.2f} {statistics.median(cpu):7.2f} {max(peak):15.0f}"
         )
-    for ours, plain in (
-        ("upload ours", "upload plain"),
-        ("fetch ours", "download plain"),
-        ("download ours", "download plain"),
-    ):
+    for ours in ("upload ours", "fetch ours", "download ours"):
+        plain = "upload plain" if ours == "upload ours" else "download plain"
         ratios = [one[0] / other[0] for one, other in zip(found[ours], found[plain], strict=True)]
         print(f"{ours} / {plain}: median of the rounds {statistics.median(ratios):.2f}")
 

@@ -6,10 +6,10 @@ third in its network and zeta; what decides the views (set, teacher, augmentatio
 
 from __future__ import annotations
 
-from benchmarks.bench import Bench, Job, layout
+from benchmarks.bench import Bench, Job
 from benchmarks.post_evaluation import BATCH
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject, loss_at
+from benchmarks.students import Students, Subject
 
 OTHER = "wrn_16_2"
 
@@ -19,7 +19,7 @@ def run(bench: Bench) -> list[Row]:
     subject = Subject(32, bench.network, BATCH)
     recipes = {
         "first": subject.recipe(),
-        "other temperature": subject.recipe(loss=loss_at(4.0)),
+        "other temperature": subject.recipe(loss={"kl": {"temperature": 4.0}}),
         "other network and zeta": subject.recipe(student=OTHER, zeta=1.5),
     }
     packs = {"two": list(recipes)[:2], "three": list(recipes)}
@@ -33,6 +33,5 @@ def run(bench: Bench) -> list[Row]:
         words = f"{subject.network}, 32 px, {name}: {', '.join(pack)}"
         note = f"the teacher labelled {taught_together} images, {taught_alone} for the same steps of each alone"
         job = Job("shared_views", words, "step of all", BATCH, len(pack) * BATCH)
-        precision = packed[name].precision
-        rows.append(bench.row(job, spent[name], each, dtype=precision, layout=layout(bench, precision), note=note))
+        rows.append(bench.row(job, spent[name], each, dtype=packed[name].precision, note=note))
     return rows

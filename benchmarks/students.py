@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rd3.component import Component
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import repeatable_kernels, resolve_precision
 from rd3.evaluation.cached_logits import CachedLogits
@@ -65,11 +64,6 @@ class Subject:
             resolution=self.info.resolution,
             normalisation=self.info.normalisation,
         )
-
-
-def loss_at(temperature: float) -> Component:
-    """The KL loss at a temperature."""
-    return Component(name="kl", settings={"temperature": temperature})
 
 
 def chunk_of(device: torch.device, batch: int) -> int:

@@ -12,6 +12,16 @@ Work = Callable[[], int]
 """Does some work, and returns how many units it was."""
 
 
+def as_work(action: Callable[[], object], units: int) -> Work:
+    """``action`` as work of this many units."""
+
+    def work() -> int:
+        action()
+        return units
+
+    return work
+
+
 def seconds(work: Work, device: torch.device) -> float:
     """Seconds per unit: process time on a CPU, which other work on the machine disturbs least, else wall time."""
     if device.type == "cpu":
@@ -55,10 +65,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """GFLOP/s of a product of square matrices, the best of five; fp32 without TF32."""
     side = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-
-    def product() -> int:
-        left @ right
-        return 1
-
+    product = as_work(lambda: left @ right, 1)
     product()
     return 2e-9 * side**3 / min(seconds(product, device) for _ in range(5))

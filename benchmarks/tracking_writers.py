@@ -23,7 +23,7 @@ from typing import Any
 
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation
-from rd3.store import Entry, sha256_files
+from rd3.store import Entry
 from tracking.ledger.faults import without_password
 from tracking.place import Place
 from tracking.runs.runs import Tracker
@@ -64,10 +64,7 @@ def write(place: Place, experiment_id: str, number: int, asked: Any, barrier: An
             start = time.perf_counter()
             tracker.log(run.run_id, points=points)
             batches.append(time.perf_counter() - start)
-        plain = made.model_dump(mode="json")
-        entry = Entry(
-            kind="evaluation", key=made.key, recipe=plain, result={"top1_pct": 1.0}, files=sha256_files(folder)
-        )
+        entry = Entry.of(made, folder, {"top1_pct": 1.0}, content=None)
         start = time.perf_counter()
         run.finish(entry, folder, curve=CURVE)
         ends[-1] += time.perf_counter() - start

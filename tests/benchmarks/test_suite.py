@@ -215,7 +215,7 @@ def test_validation_counts_right_answers():
 
 def test_students_of_equal_views_pay_the_teacher_once(small):
     subject = students.Subject(32, "resnet18_w16", batch=4, images=20)
-    recipes = [subject.recipe(), subject.recipe(loss=students.loss_at(4.0)), subject.recipe(student_seed=1)]
+    recipes = [subject.recipe(), subject.recipe(loss={"kl": {"temperature": 4.0}}), subject.recipe(student_seed=1)]
     taught = {}
     for name, some in {"one": recipes[:1], "shared": recipes[:2], "other views": recipes[::2]}.items():
         pack = students.Students(subject, some, CPU)

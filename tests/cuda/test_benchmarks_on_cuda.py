@@ -56,4 +56,4 @@ def test_a_case_of_our_own_paths(case, bench):
 
 def test_a_training_step(bench, monkeypatch):
     monkeypatch.setattr(post_evaluation, "WORKERS", 0)
-    assert len(post_evaluation._side(bench, 32, {"one student": 1, "eight together": 2})) == 4
+    assert len(post_evaluation.on_gpu(bench, 32, {"one student": 1, "eight together": 2})) == 4
