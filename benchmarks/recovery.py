@@ -8,7 +8,7 @@ batch after the other.  The network is untrained, the images are toys.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
 from benchmarks.students import built
-from benchmarks.timing import Work
+from benchmarks.timing import Work, as_work
 from rd3.device import repeatable_kernels
 from rd3.methods import Block, Context
 from rd3.methods._bn_matching import MatchingSettings
@@ -27,8 +27,6 @@ from rd3.methods.sre2l import SRe2L
 from rd3.models import NormalisedNetwork, forward_cost
 from rd3.testing import ToyDataset, trial_recipe
 
-Loop = Callable[[int], None]
-"""Runs this many iterations."""
 AIMS = {("cpu", 32): 1.7, ("cuda", 32): 5.0, ("cuda", 224): 3.0}
 """Speed-up to reach by device and pixels, as the method makes sets: one block at a time; ten on a GPU at 32 pixels."""
 
@@ -59,33 +57,29 @@ class PlainStatistics:
         return cast("torch.Tensor", sum(self.weights[layer] * term for layer, term in self.terms.items()))
 
 
-def plain_loop(
+def plain_recovery(
     network: nn.Module,
     statistics: PlainStatistics | BatchNormLoss,
     space: PixelSpace,
     settings: MatchingSettings,
     batch: int,
     side: int,
-) -> Loop:
+) -> None:
     """SRe2L in its direct form, for one batch of images."""
     device = space.mean.device
     labels, stream = torch.arange(batch, device=device), torch.Generator().manual_seed(0)
     low, high = -space.mean / space.std, (1 - space.mean) / space.std
-
-    def run(iterations: int) -> None:
-        images = torch.randn((batch, 3, side, side), generator=stream).to(device).requires_grad_(True)
-        adam = torch.optim.Adam([images], lr=settings.lr, betas=(0.5, 0.9))
-        for iteration in range(iterations):
-            adam.param_groups[0]["lr"] = settings.lr * cosine(iteration, iterations)
-            shifts = torch.randint(0, settings.jitter + 1, (2,), generator=stream).tolist()
-            adam.zero_grad()
-            logits = network(torch.roll(images, shifts, (2, 3)))
-            loss = F.cross_entropy(logits, labels) + settings.bn_weight * statistics.value()
-            loss.backward()
-            adam.step()
-            images.data = torch.minimum(torch.maximum(images.data, low), high)
-
-    return run
+    images = torch.randn((batch, 3, side, side), generator=stream).to(device).requires_grad_(True)
+    adam = torch.optim.Adam([images], lr=settings.lr, betas=(0.5, 0.9))
+    for iteration in range(settings.iterations):
+        adam.param_groups[0]["lr"] = settings.lr * cosine(iteration, settings.iterations)
+        shifts = torch.randint(0, settings.jitter + 1, (2,), generator=stream).tolist()
+        adam.zero_grad()
+        logits = network(torch.roll(images, shifts, (2, 3)))
+        loss = F.cross_entropy(logits, labels) + settings.bn_weight * statistics.value()
+        loss.backward()
+        adam.step()
+        images.data = torch.minimum(torch.maximum(images.data, low), high)
 
 
 def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int) -> list[Row]:
@@ -95,42 +89,29 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     teacher = built(dataset.info, network).to(device).eval().requires_grad_(False)
     method, space = SRe2L(), PixelSpace.of(teacher)
     recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
-    settings = method.Settings.model_validate({**recipe.settings, "crop_scale_min": None, "flip": False})
+    changes = {"crop_scale_min": None, "flip": False, "iterations": iterations}
+    settings = method.Settings.model_validate({**recipe.settings, **changes})
 
-    def plain(trainable: bool, own_statistics: bool) -> Loop:
+    def plain(trainable: bool, own_statistics: bool) -> Work:
         bare = copy.deepcopy(teacher.network).requires_grad_(trainable)
         statistics = BatchNormLoss(bare, 10.0).__enter__() if own_statistics else PlainStatistics(bare)
-        return plain_loop(bare, statistics, space, settings, batch, side)
+        return as_work(partial(plain_recovery, bare, statistics, space, settings, batch, side), iterations)
 
-    def ours(teacher: NormalisedNetwork, count: int) -> Loop:
+    def ours(teacher: NormalisedNetwork, count: int) -> Work:
         made = [Block(k, tuple((label, k) for label in range(batch))) for k in range(count)]
+        own = partial(Context, recipe, settings, dataset.info, dataset, (teacher,), device)  # a new one for each run
+        return as_work(lambda: method.make_many(made, own()), iterations * count)
 
-        def run(iterations: int) -> None:
-            own = settings.model_copy(update={"iterations": iterations})
-            method.make_many(made, Context(recipe, own, dataset.info, dataset, (teacher,), device))
-
-        return run
-
-    def work(loop: Loop, count: int) -> Work:
-        def some() -> int:
-            loop(iterations)
-            return iterations * count
-
-        return some
-
-    last, usual = (
-        copy.deepcopy(teacher).to(memory_format=torch.channels_last),
-        method.blocks_at_once(dataset.info, device),
-    )
     paths = {
-        "reference": work(plain(True, False), 1),
-        "frozen weights": work(plain(False, False), 1),
-        "frozen weights, moments in a single pass": work(plain(False, True), 1),
-        "ours": work(ours(teacher, 1), 1),
-        "ours, channels last": work(ours(last, 1), 1),
+        "reference": plain(True, False),
+        "frozen weights": plain(False, False),
+        "frozen weights, moments in a single pass": plain(False, True),
+        "ours": ours(teacher, 1),
+        "ours, channels last": ours(copy.deepcopy(teacher).to(memory_format=torch.channels_last), 1),
     }
     if blocks > 1:
-        paths[f"ours, {blocks} blocks at once"] = work(ours(teacher, blocks), blocks)
+        paths[f"ours, {blocks} blocks at once"] = ours(teacher, blocks)
+    usual = method.blocks_at_once(dataset.info, device)
     aimed = f"ours, {usual} blocks at once" if usual > 1 else "ours"
     with repeatable_kernels():
         spent = bench.compare(paths)
