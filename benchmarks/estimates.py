@@ -83,11 +83,6 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
     return rows
 
 
-def share_within(rows: list[Row], column: str) -> float:
-    """Fraction of the rows whose ratio is within a factor of :data:`WITHIN`, either way."""
-    return sum(abs(math.log(row[column])) <= math.log(WITHIN) for row in rows) / len(rows)
-
-
 def main(seconds: float) -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -97,10 +92,9 @@ def main(seconds: float) -> None:
         rows = estimate_rows(calibration, Path(folder))
     show(rows)
     for column in ("measured/calibrated", "measured/shipped"):
-        share = 100 * share_within(rows, column)
-        print(
-            f"{column}: {share:.0f} % within x{WITHIN}, median {median(row[column] for row in rows)}", file=sys.stderr
-        )
+        ratios = [row[column] for row in rows]
+        share = sum(abs(math.log(ratio)) <= math.log(WITHIN) for ratio in ratios) / len(ratios)
+        print(f"{column}: {100 * share:.0f} % within x{WITHIN}, median {median(ratios)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
-from benchmarks.students import built
+from benchmarks.students import built, memory_format
 from benchmarks.timing import Work, ratio
 from rd3.datasets import dataset_info
 from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format
@@ -44,13 +44,10 @@ def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
     set_memory_format(ours, precision)
     networks = {"as built": plain, "channels last": last, "ours": ours}
     with repeatable_kernels():
-        spent = bench.compare(
-            {form: steps_of(network, pixels, labels, precision) for form, network in networks.items()}
-        )
-    taken = any(weight.ndim == 4 and not weight.is_contiguous() for weight in ours.parameters())
+        spent = bench.compare({name: steps_of(one, pixels, labels, precision) for name, one in networks.items()})
     job = Job("layout", f"{name}, {precision}", "step", batch, batch, 3e-9 * batch * forward_cost(name, 10, 32).flops)
     note = f"channels last x {ratio(spent['as built'], spent['channels last']):.2f}"
-    form = "channels last" if taken else "NCHW"
+    form = memory_format(ours)
     return bench.row(job, spent["ours"], spent["as built"], dtype=precision, layout=form, note=note)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
-from benchmarks.students import built
+from benchmarks.students import built, memory_format
 from benchmarks.timing import Work, as_work
 from rd3.device import repeatable_kernels
 from rd3.methods import Block, Context
@@ -121,15 +121,6 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     for name, each in spent.items():
         job = Job("recovery", f"{network}, {side} px: {name}", "iteration of a block", batch, batch, gflop)
         aim = AIMS.get((device.type, side)) if name == aimed else None
-        form = "channels last" if "last" in name or ("ours" in name and _channels_last(teacher)) else "NCHW"
+        form = "channels last" if "last" in name else memory_format(teacher) if "ours" in name else "NCHW"
         rows.append(bench.row(job, each, reference, dtype="fp32", layout=form, aim=aim))
     return rows
-
-
-def _channels_last(network: nn.Module) -> bool:
-    """Whether some convolution has channels-last weights; 1x1 and depthwise ones are contiguous in both formats."""
-    return any(
-        weight.is_contiguous(memory_format=torch.channels_last)
-        for weight in network.parameters()
-        if weight.ndim == 4 and weight.shape[-1] > 1 and weight.shape[1] > 1
-    )

@@ -31,6 +31,12 @@ def built(info: DatasetInfo, network: str, number: int = 0) -> NormalisedNetwork
     return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
 
 
+def memory_format(network: nn.Module) -> str:
+    """``channels last`` or ``NCHW``, by its weights; those of 1x1 and depthwise convolutions are contiguous in both."""
+    last = any(weight.ndim == 4 and not weight.is_contiguous() for weight in network.parameters())
+    return "channels last" if last else "NCHW"
+
+
 class Subject:
     """A set (by default random images of ``side`` pixels), an untrained teacher, and recipes of evaluations."""
 
@@ -46,7 +52,6 @@ class Subject:
     def recipe(self, student_seed: int = 0, student: str | None = None, **fields: Any) -> EvaluationRecipe:
         """An evaluation under the protocol ``rd3`` with these fields changed."""
         student = student or self.network
-        overrides = {"batch_size": self.batch, "epochs": EPOCHS, **fields}
         return EvaluationRecipe(
             set=digest("benchmark's set"),
             teachers=(digest("benchmark's teacher"),),
@@ -55,7 +60,7 @@ class Subject:
                 factor=self.info.factor,
                 same_network=student == self.network,
                 set_size=len(self.labels),
-                overrides=overrides,
+                overrides={"batch_size": self.batch, "epochs": EPOCHS, **fields},
             ),
             student=student,
             student_seed=student_seed,
@@ -86,27 +91,21 @@ class Students:
         self.taught = 0
         """Images that the teacher has labelled."""
         self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
-        teacher = frozen(subject.teacher, "eval", self.precision, device)
-        self._teacher = teacher
-        teacher.register_forward_pre_hook(self._count)
+        self._teacher = frozen(subject.teacher, "eval", self.precision, device)
+        self._teacher.register_forward_pre_hook(self._count)
         images, labels = subject.images.to(device), subject.labels.to(device)
         groups: dict[str, list[EvaluationRecipe]] = {}
         for recipe in recipes:
             groups.setdefault(Views.of(recipe).key, []).append(recipe)
         self._views = [
-            LabelledViews(images, labels, [teacher], group[0], self.precision, cached=cached)
+            LabelledViews(images, labels, [self._teacher], group[0], self.precision, cached=cached)
             for group in groups.values()
         ]
-        self._groups = [
-            (
-                iter(views),
-                [
-                    StudentTraining(Evaluation(one, images, labels), subject.dataset, device, self.precision)
-                    for one in group
-                ],
-            )
-            for views, group in zip(self._views, groups.values(), strict=True)
-        ]
+        self._groups = []
+        for views, group in zip(self._views, groups.values(), strict=True):
+            evaluations = [Evaluation(recipe, images, labels) for recipe in group]
+            students = [StudentTraining(one, subject.dataset, device, self.precision) for one in evaluations]
+            self._groups.append((iter(views), students))
 
     def __enter__(self) -> Students:
         return self
