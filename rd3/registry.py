@@ -179,16 +179,13 @@ class Registry(Generic[T]):
 
         Raises :class:`UnknownName` with a suggestion, or :class:`Unsupported` with the reason.
         """
+        if name not in self._things:
+            self._load()
         if name in self._things:
             return self._things[name]
-        self._load()
-        if name in self._things:
-            return self._things[name]
+        what = f"{self.kind.capitalize()} {name!r}"
         if name in self._broken:
-            raise UnknownName(
-                f"{self.kind.capitalize()} {name!r} fails to import: {self._broken[name]}.", "fix or remove it"
-            )
+            raise UnknownName(f"{what} fails to import: {self._broken[name]}.", "fix or remove it")
         if name in self._unsupported:
-            why = self._unsupported[name]
-            raise Unsupported(f"{self.kind.capitalize()} {name!r} is unsupported: {why}.", f"use another {self.kind}")
+            raise Unsupported(f"{what} is unsupported: {self._unsupported[name]}.", f"use another {self.kind}")
         raise UnknownName(f"There is no {self.kind} {name!r}.", did_you_mean(name, self.names()))

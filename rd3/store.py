@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import string
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -236,11 +236,6 @@ def check_files(
             )
 
 
-def _student_unless_named(entry: Entry) -> Callable[[str, list[str]], list[str]]:
-    """What :func:`shutil.copytree` ignores: the student of an evaluation if the entry does not name it."""
-    return lambda _folder, names: [name for name in names if name == STUDENT and STUDENT not in entry.files]
-
-
 def now() -> str:
     """Current UTC time in ISO 8601, to seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -288,8 +283,10 @@ class FolderStore:
             return known
         target = self._artifact(entry.kind, entry.key)
         if folder.resolve() != target.resolve():
+            # The student of an evaluation stays behind where the entry is without it.
+            ignore = None if STUDENT in entry.files else shutil.ignore_patterns(STUDENT)
             with write_errors(self.root), new_folder(target) as staging:
-                shutil.copytree(folder, staging, ignore=_student_unless_named(entry), dirs_exist_ok=True)
+                shutil.copytree(folder, staging, ignore=ignore, dirs_exist_ok=True)
         return self.replace(entry)
 
     def replace(self, entry: Entry) -> Entry:

@@ -1,11 +1,12 @@
 """Networks for teachers and students: the architecture of each name at each resolution, and how to build it.
 
-``networks.yaml``, registered by ``table.py``, is the table, ``architectures/`` the code.  Its names, notes and errors
-need no import of torch.  ``extent``, ``forward_cost`` and ``state_shapes`` give size and cost without weights;
+``networks.yaml``, registered by ``table.py``, is the table, ``architectures/`` the code.  Names, notes and errors need
+no import of torch.  ``extent``, ``forward_cost`` and ``state_shapes`` give size and cost without weights;
 ``folded`` merges batch normalisation into convolutions.
 Other packages add networks with :func:`register_network` and the entry-point group ``rd3.models``.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rd3.models._base import NETWORKS, Cost, Extent, Network, NetworkInfo, network_info, network_names, register_network
@@ -32,14 +33,11 @@ __all__ = [
     "state_shapes",
 ]
 
+_WITH_TORCH = {"NormalisedNetwork": "rd3.models._normalised", "folded": "rd3.models._folded"}
+"""Modules that import torch, loaded at the first use of their name."""
+
 
 def __getattr__(name: str) -> Any:
-    if name == "NormalisedNetwork":
-        from rd3.models._normalised import NormalisedNetwork
-
-        return NormalisedNetwork
-    if name == "folded":
-        from rd3.models._folded import folded
-
-        return folded
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module 'rd3.models' has no attribute {name!r}")

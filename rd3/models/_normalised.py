@@ -34,7 +34,12 @@ class NormalisedNetwork(nn.Module):
     @functools.cached_property
     def head_name(self) -> str:
         """Name of the last linear layer; raises :class:`Unsupported` for a network without any."""
-        return _last_linear(self.network)
+        # In order of registration, which for every network here is the order of use.
+        names = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+        if not names:
+            kind = type(self.network).__name__
+            raise Unsupported(f"{kind} has no linear layer, expected one at its end.", "end it in nn.Linear")
+        return names[-1]
 
     @property
     def head(self) -> nn.Linear:
@@ -61,13 +66,3 @@ class NormalisedNetwork(nn.Module):
         finally:
             hook.remove()
         return seen[0]
-
-
-def _last_linear(network: nn.Module) -> str:
-    # Distinct layers in order of registration, which for every network here is the order of use.
-    names: list[str] = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise Unsupported(
-            f"{type(network).__name__} has no linear layer, expected one at its end.", "end it in nn.Linear"
-        )
-    return names[-1]

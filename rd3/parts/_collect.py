@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -65,9 +66,13 @@ class Collector:
         added = 0
         failed: OSError | None = None
         for path in [path for path in self._entries() if path not in self.known]:
+            closed, held = self._closed, list(self._open)
+            self.known.add(path)
             try:
                 added += self._add(path)
-            except OSError as error:
+            except OSError as error:  # as if it had not been tried
+                self.known.remove(path)
+                self._closed, self._open = closed, held
                 failed = failed or error
         noted = [(path.name, path.stat().st_mtime_ns) for path in self._notes()]
         if not self._written or noted != self._noted:
@@ -82,29 +87,21 @@ class Collector:
         return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def _add(self, path: Path) -> bool:
-        """Place a new entry; False if it is left out.  After an :class:`OSError` it is as if it had not been tried."""
-        closed, held = self._closed, list(self._open)
-        self.known.add(path)
-        try:
-            return self._placed(path)
-        except OSError:
-            self.known.remove(path)
-            self._closed, self._open = closed, held
-            raise
-
-    def _placed(self, path: Path) -> bool:
+        """Place a new entry; False if it is left out."""
         name, raw = f"{path.parent.name} {path.stem}", path.read_bytes()
         entry = Entry.model_validate_json(raw)
-        pieces = [*self._pieces(entry), self._document(path, raw)]
+        document = path.relative_to(self.store).as_posix()
+        pieces = [*self._pieces(entry), _whole(document, raw)]
         wrong = next((piece.member.path for piece in pieces if not is_safe_path(piece.member.name)), None)
         if wrong is not None:
             self.left_out[name] = f"the file name {wrong!r} has characters that parts do not take, or is too long"
             return False
-        if STUDENT in entry.files and not self._fits(pieces, self._parts_with_students):
+        # Students go into the first half of the parts only, as they would take the room of results.
+        if STUDENT in entry.files and not self._fits(pieces, (self.parts + 1) // 2):
             size = (self.store / "artifacts" / entry.kind / entry.key / STUDENT).stat().st_size
             self.left_out[name] = f"its student of {size / 1e6:.1f} MB does not fit, the result does"
             entry = without_student(entry)
-            pieces = [*self._pieces(entry), self._document(path, entry.model_dump_json(indent=1).encode())]
+            pieces = [*self._pieces(entry), _whole(document, entry.model_dump_json(indent=1).encode())]
         if not self._fits(pieces, self.parts):
             size = sum(piece.member.size for piece in pieces)
             self.left_out[name] = f"{size / 1e6:.1f} MB do not fit into {self.parts} files"
@@ -113,30 +110,18 @@ class Collector:
             self._place(piece)
         return True
 
-    @property
-    def _parts_with_students(self) -> int:
-        """Students go into the first half of the parts only, as they would take the room of results."""
-        return (self.parts + 1) // 2
-
-    def _document(self, path: Path, raw: bytes) -> Piece:
-        """An entry as one piece."""
-        name, sha256 = path.relative_to(self.store).as_posix(), hashlib.sha256(raw).hexdigest()
-        return Piece(Member(path=name, sha256=sha256, size=len(raw)), raw)
-
     def _pieces(self, entry: Entry) -> Iterator[Piece]:
         """The files of an entry."""
         folder = self.store / "artifacts" / entry.kind / entry.key
         for name in entry.files:
             source = folder / name
-            size, of = source.stat().st_size, max(1, -(-source.stat().st_size // self.shard_bytes))
+            path = source.relative_to(self.store).as_posix()
+            of = max(1, math.ceil(source.stat().st_size / self.shard_bytes))
             for shard in range(1, of + 1):
                 offset = (shard - 1) * self.shard_bytes
-                yield self._piece(source, offset, min(size - offset, self.shard_bytes), shard, of)
-
-    def _piece(self, source: Path, offset: int, size: int, shard: int, of: int) -> Piece:
-        path = source.relative_to(self.store).as_posix()
-        sha256 = hashlib.sha256(_read(source, offset, size)).hexdigest()
-        return Piece(Member(path=path, sha256=sha256, size=size, shard=shard, of=of), source, offset)
+                content = _read(source, offset, self.shard_bytes)
+                sha256 = hashlib.sha256(content).hexdigest()
+                yield Piece(Member(path=path, sha256=sha256, size=len(content), shard=shard, of=of), source, offset)
 
     def _fits(self, pieces: Sequence[Piece], parts: int) -> bool:
         """Whether all pieces of an entry fit into so many parts in all; simulates :meth:`_place`."""
@@ -160,9 +145,7 @@ class Collector:
         for source in self._notes():
             assert self.notes is not None
             name = f"{NOTES}/{source.relative_to(self.notes).as_posix()}"
-            content = source.read_bytes()
-            member = Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
-            piece = Piece(member, content)  # read once, as it may be written to meanwhile
+            piece = _whole(name, source.read_bytes())  # read once, as it may be written to meanwhile
             if is_safe_path(name) and _weight([*pieces, piece]) <= self.part_bytes - MARGIN:
                 pieces.append(piece)
         if pieces:
@@ -178,6 +161,11 @@ class Collector:
             for piece in pieces:
                 opened.writestr(piece.member.name, piece.content())
         os.replace(scratch, path)
+
+
+def _whole(name: str, content: bytes) -> Piece:
+    """A file, of the path ``name`` in the store, as one piece that holds its content."""
+    return Piece(Member(path=name, sha256=hashlib.sha256(content).hexdigest(), size=len(content)), content)
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,45 +108,43 @@ def _take_entry(store: Path, name: str, content: bytes) -> str:
 
 def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
     """Members of a part with their checked content; raises :class:`DataCorrupt`."""
-
-    def corrupt(what: str) -> DataCorrupt:
-        return DataCorrupt(f"{path}: {what}.", "copy the file again from where it was collected")
-
     try:
         with zipfile.ZipFile(path) as opened:
-            infos = {info.filename: info for info in opened.infolist()}
-            index = _index(opened, infos, corrupt)
-            if set(infos) != {INDEX, *(member.name for member in index)} or len(infos) != len(opened.infolist()):
-                raise corrupt(f"its members are not those of {INDEX}")
+            index, names = _index(opened), opened.namelist()
+            if set(names) != {INDEX, *(member.name for member in index)} or len(names) != len(set(names)):
+                raise _corrupt(path, f"its members are not those of {INDEX}")
             for member in index:
-                content = _content(opened, infos[member.name], member.size, corrupt)
+                content = _content(opened, member.name, member.size)
                 if hashlib.sha256(content).hexdigest() != member.sha256:
-                    raise corrupt(f"the sha256 of {member.name} differs from {INDEX}")
+                    raise _corrupt(path, f"the sha256 of {member.name} differs from {INDEX}")
                 yield member, content
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise corrupt(f"the file is damaged ({error})") from None
+        raise _corrupt(path, f"the file is damaged ({error})") from None
 
 
-def _index(
-    opened: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], corrupt: Callable[[str], DataCorrupt]
-) -> list[Member]:
-    if INDEX not in infos:
-        raise corrupt(f"it has no {INDEX}")
+def _corrupt(path: object, what: str) -> DataCorrupt:
+    return DataCorrupt(f"{path}: {what}.", "copy the file again from where it was collected")
+
+
+def _index(opened: zipfile.ZipFile) -> list[Member]:
+    if INDEX not in opened.namelist():
+        raise _corrupt(opened.filename, f"it has no {INDEX}")
     try:
-        plain: Any = json.loads(_content(opened, infos[INDEX], infos[INDEX].file_size, corrupt))
+        plain: Any = json.loads(_content(opened, INDEX, opened.getinfo(INDEX).file_size))
         if plain["format"] != 1:
             raise BadValue(f"{opened.filename} has format {plain['format']}, this version reads 1.", "update RD3")
         members = [Member.model_validate(member) for member in plain["members"]]
     except (ValueError, KeyError, TypeError):
-        raise corrupt(f"{INDEX} is not readable") from None
+        raise _corrupt(opened.filename, f"{INDEX} is not readable") from None
     for member in members:
         if not is_result_path(member.path) or member.shard > member.of:
-            raise corrupt(f"member {member.name!r} is not a path in a store")
+            raise _corrupt(opened.filename, f"member {member.name!r} is not a path in a store")
     return members
 
 
-def _content(opened: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, corrupt: Callable[[str], DataCorrupt]) -> bytes:
+def _content(opened: zipfile.ZipFile, name: str, size: int) -> bytes:
     """The bytes of a member; raises before reading one that is compressed or longer than declared."""
+    info = opened.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != size or info.compress_size != size:
-        raise corrupt(f"{info.filename} is compressed or has another size than declared")
+        raise _corrupt(opened.filename, f"{name} is compressed or has another size than declared")
     return opened.read(info)
