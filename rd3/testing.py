@@ -10,7 +10,7 @@ import inspect
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,8 +91,12 @@ class _Trial:
         assert isinstance(recipe, SetRecipe)
         return recipe
 
-    def make(self, folder: str, recipes: list[Recipe] | None = None, **options: Any) -> Manifest | None:
-        return trial_set(recipes or self.recipes, self.dataset, self.teachers, self.tmp, self.tmp / folder, **options)
+    def with_recipes(self, ipc: int = _IPC, set_seed: int = 0) -> _Trial:
+        """The same trial of a set of another size or seed."""
+        return replace(self, recipes=trial_recipes(self.recipe.method, self.dataset, ipc, set_seed=set_seed))
+
+    def make(self, folder: str, **options: Any) -> Manifest | None:
+        return trial_set(self.recipes, self.dataset, self.teachers, self.tmp, self.tmp / folder, **options)
 
     def whole(self, folder: str) -> Manifest:
         """The set in ``folder``, generated without interruption on first use."""
@@ -402,16 +406,13 @@ def _global_states() -> tuple[object, ...]:
 
 def _seeded(trial: _Trial) -> str | None:
     """Different set seeds give different sets, or the same one if the method declares that it has no set seed."""
-    if not trial.method.seeded:
-        return _unseeded(trial)
-    other = trial.make("other seed", trial_recipes(trial.recipe.method, trial.dataset, _IPC, set_seed=1))
-    different = other is not None and other.content != trial.whole("whole").content
-    return None if different else "set seeds 0 and 1 give the same images"
-
-
-def _unseeded(trial: _Trial) -> str | None:
-    other = trial.make("other seed", [*trial.recipes[:-1], trial.recipe.model_copy(update={"set_seed": 1})])
-    same = other is not None and other.content == trial.whole("whole").content
+    if trial.method.seeded:
+        other = trial.with_recipes(set_seed=1)
+    else:  # its recipes have set seed 0, whatever is asked
+        other = replace(trial, recipes=[*trial.recipes[:-1], trial.recipe.model_copy(update={"set_seed": 1})])
+    same = other.whole("other seed").content == trial.whole("whole").content
+    if trial.method.seeded:
+        return "set seeds 0 and 1 give the same images" if same else None
     return None if same else "`seeded` is False, but set seeds 0 and 1 give different images"
 
 
@@ -445,13 +446,11 @@ def _nested(trial: _Trial) -> str | None:
     method, info = trial.method(), trial.dataset.info
     if not method.nests(method.Settings.model_validate(trial.recipe.settings), info):
         return None
-    recipes = trial_recipes(trial.recipe.method, trial.dataset, 1)
-    smallest = recipes[-1]
-    assert isinstance(smallest, SetRecipe)
-    for small, large in zip(method.blocks(smallest, info), trial.blocks(), strict=False):
+    smallest = trial.with_recipes(ipc=1)
+    for small, large in zip(smallest.blocks(), trial.blocks(), strict=False):
         if (small.index, small.members) != (large.index, large.members[: len(small.members)]):
             return f"block {small.index} of IPC 1 is not the beginning of the larger set's block"
-    trial.make("nested", recipes)
+    smallest.make("nested")
     trial.whole("whole")
     own, first = (SyntheticSet.open(trial.tmp / folder).prefix(1)[0] for folder in ("nested", "whole"))
     return None if own.equal(first) else f"the images of IPC 1 are not the first ones of IPC {_IPC}"
