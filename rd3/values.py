@@ -63,20 +63,16 @@ def neutral(value: Any, **field: Any) -> Any:
 
 
 @functools.cache
-def _neutral_fields(model: type[BaseModel]) -> tuple[tuple[str, Any], ...]:
-    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
-    return tuple((name, extra["neutral"]) for name, extra in extras if isinstance(extra, dict) and "neutral" in extra)
-
-
-@functools.cache
 def neutral_values(model: type[BaseModel]) -> Mapping[str, Any]:
     """Fields of a model that were added after the first release, with their neutral values as JSON has them."""
-    return MappingProxyType({name: json.loads(json.dumps(value)) for name, value in _neutral_fields(model)})
+    extras = ((name, field.json_schema_extra) for name, field in model.model_fields.items())
+    found = {name: extra["neutral"] for name, extra in extras if isinstance(extra, dict) and "neutral" in extra}
+    return MappingProxyType(json.loads(json.dumps(found)))
 
 
 def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
-    for name, value in _neutral_fields(type(model)):
-        if getattr(model, name) == value:
+    for name, value in neutral_values(type(model)).items():
+        if plain[name] == value:
             del plain[name]
     for name in type(model).model_fields:
         value = getattr(model, name)
