@@ -61,12 +61,11 @@ def datasets() -> list[Row]:
 
 
 def networks() -> list[Row]:
-    from rd3.models import network_info, network_names
-    from rd3.models._base import NETWORKS
+    from rd3.models import NETWORKS, network_info
 
     rows = [
         {"name": name, "summary": network_info(name).summary, "at": _resolutions(network_info(name).resolutions)}
-        for name in network_names()
+        for name in NETWORKS.names()
     ]
     return rows + [{"name": name, "summary": why, "at": ""} for name, why in broken(NETWORKS)]
 

@@ -9,7 +9,7 @@ Other packages add networks with :func:`register_network` and the entry-point gr
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rd3.models._base import NETWORKS, Cost, Extent, Network, NetworkInfo, network_info, network_names, register_network
+from rd3.models._base import NETWORKS, Cost, Extent, Network, network_info, register_network
 from rd3.models._build import build_network, extent, forward_cost, state_shapes
 
 if TYPE_CHECKING:
@@ -21,14 +21,12 @@ __all__ = [
     "Cost",
     "Extent",
     "Network",
-    "NetworkInfo",
     "NormalisedNetwork",
     "build_network",
     "extent",
     "folded",
     "forward_cost",
     "network_info",
-    "network_names",
     "register_network",
     "state_shapes",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from rd3.errors import UnknownName, Unsupported
@@ -45,23 +46,19 @@ class Extent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NetworkInfo:
-    """Description of a network; ``resolutions`` maps a side in pixels to a note on the architecture used there."""
+class Network:
+    """A network that can be built."""
 
     name: str
     summary: str
     resolutions: Mapping[int, str]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A registered network; ``build(num_classes, resolution)`` returns the bare module, without normalisation."""
-
-    info: NetworkInfo
+    """Side of images in pixels to a note on the architecture used there."""
     build: Callable[[int, int], nn.Module]
+    """``build(num_classes, resolution)`` returns the bare module, without normalisation."""
 
 
 NETWORKS: Registry[Network] = Registry("network", "rd3.models")
+"""The networks of the table and of plugins; in addition, ``timm:<name>`` is any network of timm."""
 
 
 def register_network(
@@ -70,30 +67,19 @@ def register_network(
     """Decorator: register a builder ``(num_classes, resolution) -> module``; the module must end in a linear layer."""
 
     def register(build: Callable[[int, int], nn.Module]) -> Callable[[int, int], nn.Module]:
-        NETWORKS.register(name)(Network(NetworkInfo(name, summary, dict(resolutions)), build))
+        NETWORKS.register(name)(Network(name, summary, dict(resolutions), build))
         return build
 
     return register
 
 
-def network_names() -> list[str]:
-    """All names of the table and of plugins, sorted; in addition, ``timm:<name>`` is any network of timm."""
-    return NETWORKS.names()
-
-
-def find(name: str, resolution: int | None = None) -> Network:
+def network_info(name: str, resolution: int | None = None) -> Network:
     """The network called ``name``; raises :class:`UnknownName`, or :class:`Unsupported` at that resolution."""
     network = _timm(name) if name.startswith(TIMM) else NETWORKS.get(name)
-    known = network.info.resolutions
-    if resolution is not None and resolution not in known:
-        sides = ", ".join(str(side) for side in sorted(known))
+    if resolution is not None and resolution not in network.resolutions:
+        sides = ", ".join(str(side) for side in sorted(network.resolutions))
         raise Unsupported(f"Network {name} does not support {resolution} pixels, only {sides}.", "use another network")
     return network
-
-
-def network_info(name: str) -> NetworkInfo:
-    """Summary and notes of one network; raises :class:`UnknownName`."""
-    return find(name).info
 
 
 def _timm(name: str) -> Network:
@@ -106,5 +92,5 @@ def _timm(name: str) -> Network:
         hint = did_you_mean(short, timm.list_models())
         raise UnknownName(f"timm has no network {short!r}.", hint if len(hint) < 200 else "see timm.list_models()")
     note = "as defined by timm; img_size is passed to networks with a fixed input size, the patch size stays the same"
-    info = NetworkInfo(name, f"{short} of the timm library, without weights", dict.fromkeys(RESOLUTIONS, note))
-    return Network(info, lambda num_classes, resolution: timm_any.named(num_classes, resolution, name=short))
+    summary, build = f"{short} of the timm library, without weights", partial(timm_any.named, name=short)
+    return Network(name, summary, dict.fromkeys(RESOLUTIONS, note), build)

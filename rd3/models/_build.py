@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rd3.errors import Unsupported
 from rd3.lazy import nn, torch
-from rd3.models._base import Cost, Extent, find
+from rd3.models._base import Cost, Extent, network_info
 from rd3.models._matched import matched_layers
 from rd3.recipe import Normalisation
 from rd3.seeding import generator, scoped
@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def build_network(
-    name: str,
-    num_classes: int,
-    resolution: int,
-    normalisation: Normalisation,
-    stream: torch.Generator | None = None,
+    name: str, num_classes: int, resolution: int, normalisation: Normalisation, stream: torch.Generator | None = None
 ) -> NormalisedNetwork:
     """Build a network that takes (B, 3, H, W) in [0, 1] and normalises internally; on the CPU, in train mode.
 
@@ -30,7 +26,7 @@ def build_network(
     """
     from rd3.models._normalised import NormalisedNetwork
 
-    network = find(name, resolution)
+    network = network_info(name, resolution)
     with scoped(stream if stream is not None else generator(0, "init")):
         return NormalisedNetwork(network.build(num_classes, resolution), normalisation)
 
@@ -38,7 +34,7 @@ def build_network(
 @functools.cache
 def _on_meta(name: str, num_classes: int, resolution: int) -> nn.Module:
     """The network without its normalisation, on the meta device, which needs no memory."""
-    network = find(name, resolution)
+    network = network_info(name, resolution)
     with scoped(generator(0, "init")), torch.device("meta"):
         # Without gradients: torch's counter of operations fails on parameters that are the input of a layer.
         return network.build(num_classes, resolution).eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import UnknownName
-from rd3.models import network_info, network_names
+from rd3.models import NETWORKS, network_info
 from rd3.planning.roles import NOT_IMPORTED, UserRole, no_user_role, recipe_named_by_user, shipped_roles
 from rd3.protocol import Precision
 from rd3.recipe import Data, Normalisation, SourceSplit, TeacherRecipe, TeacherTraining
@@ -50,7 +50,7 @@ def _rows(info: DatasetInfo) -> tuple[dict[str, dict[str, Any]], dict[str, dict[
 def every_role(info: DatasetInfo) -> list[str]:
     """All shipped roles of a dataset: named rows, and for each row ``<prefix>any`` every network after that prefix."""
     named, families = _rows(info)
-    return list(dict.fromkeys([*named, *(f"{prefix}{network}" for prefix in families for network in network_names())]))
+    return list(dict.fromkeys([*named, *(f"{prefix}{network}" for prefix in families for network in NETWORKS.names())]))
 
 
 def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_role) -> Role:
@@ -78,7 +78,7 @@ def teacher_role(info: DatasetInfo, role: str, user_role: UserRole = no_user_rol
     try:
         network_info(network)
     except UnknownName:
-        known = list(dict.fromkeys([*named, *network_names()]))
+        known = list(dict.fromkeys([*named, *NETWORKS.names()]))
         raise UnknownName(f"Dataset {info.name} has no teacher {role!r}.", did_you_mean(role, known)) from None
     return _role(families[prefix], network=network)
 

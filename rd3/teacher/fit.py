@@ -9,7 +9,7 @@ import torch
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError
-from rd3.models import network_info, network_names, state_shapes
+from rd3.models import NETWORKS, network_info, state_shapes
 from rd3.teacher.class_order import suggest_fix
 from rd3.teacher.state_dicts import Checkpoint, without_counters
 
@@ -112,7 +112,7 @@ def _first_difference(
 
 def _network_that_fits(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
     """The fix for weights of another network that RD3 has, or of this one for other images; else empty."""
-    fits = [name for name in network_names() if _fits(checkpoint, name, info, info.resolution)]
+    fits = [name for name in NETWORKS.names() if _fits(checkpoint, name, info, info.resolution)]
     if fits:
         return f"name the network that they fit: --network {fits[0]}"
     others = [side for side in network_info(network).resolutions if side != info.resolution]

@@ -13,7 +13,7 @@ from torch import nn
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.evaluation import posteval, teaching
-from rd3.models import NETWORKS, Network, NetworkInfo
+from rd3.models import NETWORKS, Network
 from rd3.recipe import Normalisation
 from rd3.seeding import derive
 
@@ -101,9 +101,10 @@ class Colours(Dataset):
 @pytest.fixture
 def nearest_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network ``nearest`` can be named like any other."""
-    info = NetworkInfo("nearest", "the nearest mean colour", {32: "one linear layer"})
+    notes = {32: "one linear layer"}
+    nearest = Network("nearest", "the nearest mean colour", notes, lambda classes, _side: NearestColour(classes))
     NETWORKS.names()
-    monkeypatch.setitem(NETWORKS._things, "nearest", Network(info, lambda classes, _side: NearestColour(classes)))
+    monkeypatch.setitem(NETWORKS._things, "nearest", nearest)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rd3.errors import Unsupported
-from rd3.models import network_names
+from rd3.models import NETWORKS
 from rd3.protocol import EvalProtocol, Preset, presets, read_preset, resolve_protocol
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "imagenette": 10, "imagewoof": 10, "imagenet1k": 1000}
@@ -39,7 +39,7 @@ def test_every_shipped_file_reads_as_a_users_does_and_says_how_its_accuracy_is_r
             assert "last epoch" in "; ".join((rule.source, *rule.deviates)), name
         assert not any(sentence.endswith(".") for sentence in rule.deviates), name
         for student in (student for each in rule.rules for student in each.when.students or ()):
-            assert student in network_names(), name
+            assert student in NETWORKS.names(), name
         for dataset in (dataset for each in rule.rules for dataset in each.when.datasets or ()):
             assert dataset in CLASSES, name
 

@@ -19,7 +19,7 @@ from rd3.errors import DataMissing
 from rd3.methods import register_method
 from rd3.methods._base import METHODS
 from rd3.methods.random import Random
-from rd3.models._base import NETWORKS, Network, NetworkInfo, network_names
+from rd3.models._base import NETWORKS, Network
 from rd3.protocol import read_preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe, TeacherRecipe, topological
 from rd3.store import Entry
@@ -355,9 +355,9 @@ also:
     ],
 )
 def test_a_grid_that_expands_to_nothing_says_where(monkeypatch, change, place, line):
-    assert "odd" not in network_names()
-    info = NetworkInfo("odd", "of another size", {64: ""})
-    monkeypatch.setitem(NETWORKS._things, "odd", Network(info, lambda classes, side: None))
+    assert "odd" not in NETWORKS.names()
+    odd = Network("odd", "of another size", {64: ""}, lambda classes, side: None)
+    monkeypatch.setitem(NETWORKS._things, "odd", odd)
     with pytest.raises(GridErrors, match="The grid has no supported cells: ") as caught:
         expanded(SMALL.replace(*change))
     assert [problem.place for problem in caught.value.problems] == place

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rd3.models import build_network, folded, network_names
+from rd3.models import NETWORKS, build_network, folded
 from rd3.recipe import Normalisation
 from rd3.seeding import generator
 
@@ -35,7 +35,7 @@ def _distance(got, expected):
     return float((got.double() - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("name", sorted({*network_names(), *TIMM} - {"resnet101", "swin_v2_t", "vit_b_16"}))
+@pytest.mark.parametrize("name", sorted({*NETWORKS.names(), *TIMM} - {"resnet101", "swin_v2_t", "vit_b_16"}))
 def test_a_folded_network_answers_as_the_network_does(name):
     network = _trained(build_network(name, 7, 32, CONSTANTS, generator(1, "init")))
     pixels = torch.rand(4, 3, 32, 32, generator=generator(2, "pixels"))

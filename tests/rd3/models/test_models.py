@@ -19,7 +19,6 @@ from rd3.models import (
     build_network,
     forward_cost,
     network_info,
-    network_names,
     register_network,
 )
 from rd3.models.architectures import resnet, shufflenet
@@ -123,7 +122,7 @@ def test_costs_add_up():
     assert 3 * Cost(1.0, 2.0) + Cost(0.5) == Cost(3.5, 6.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(network_names()) - {"resnet50", "resnet101", "vit_b_16"}))
+@pytest.mark.parametrize("name", sorted(set(NETWORKS.names()) - {"resnet50", "resnet101", "vit_b_16"}))
 def test_logits_are_the_head_of_the_features_of_normalised_pixels(name):
     network = build_network(name, 7, 32, CONSTANTS, generator(1, "init")).eval()
     pixels = torch.rand(2, 3, 32, 32, generator=generator(2, "pixels"))
@@ -150,7 +149,7 @@ def test_the_students_of_table_3_take_batches_at_every_resolution(name, resoluti
             assert network(torch.empty(batch, 3, resolution, resolution)).shape == (batch, classes)
 
 
-@pytest.mark.parametrize("name", network_names())
+@pytest.mark.parametrize("name", NETWORKS.names())
 def test_every_network_says_what_it_is_at_every_resolution(name):
     info = network_info(name)
     assert set(info.resolutions) == {32, 64, 224}
@@ -234,7 +233,7 @@ def test_a_registered_builder_is_a_network():
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * resolution**2, num_classes))
 
     try:
-        assert "flat" in network_names()
+        assert "flat" in NETWORKS.names()
         assert parameter_count("flat", 4, 32) == 4 * (3 * 32 * 32 + 1)
         assert build_network("flat", 4, 32, CONSTANTS)(torch.rand(2, 3, 32, 32)).shape == (2, 4)
     finally:
@@ -244,8 +243,8 @@ def test_a_registered_builder_is_a_network():
 def test_names_and_notes_need_no_torch():
     code = (
         "import sys\n"
-        "from rd3.models import network_info, network_names\n"
-        "print([network_info(name).resolutions[32] for name in network_names()])\n"
+        "from rd3.models import NETWORKS, network_info\n"
+        "print([network_info(name).resolutions[32] for name in NETWORKS.names()])\n"
         "assert 'torch' not in sys.modules and 'timm' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -10,8 +10,8 @@ import pytest
 
 from rd3.datasets import dataset_info
 from rd3.methods import Cost, resolve_settings
+from rd3.models import NETWORKS
 from rd3.models import forward_cost as counted
-from rd3.models import network_names
 from rd3.planning.cost import CPU_THREAD, Rates, Work, forward_cost, forward_table
 from rd3.planning.forecast import work
 from rd3.protocol import resolve_protocol
@@ -70,7 +70,7 @@ PARENTS = {"t": teacher(), "s": made("random", 3)}
 
 def test_the_shipped_table_is_what_the_networks_cost():
     chosen = ("resnet18", "resnet18_w16", "convnet", "convnet_d1", "convnet_d2", "convnet_w32", "wrn_16_2", "alexnet")
-    small = [name for name in network_names() if name in chosen]
+    small = [name for name in NETWORKS.names() if name in chosen]
     for name, sides in forward_table(small).items():
         for side in sides:
             assert forward_cost(name, 1000, int(side)) == counted(name, 1000, int(side)), (name, side)
@@ -84,7 +84,7 @@ def test_resnet18_is_as_heavy_as_published():
 def test_every_network_of_the_table_is_shipped():
     from rd3.planning.cost import _table
 
-    assert set(network_names()) <= set(_table())
+    assert set(NETWORKS.names()) <= set(_table())
 
 
 def test_a_network_outside_the_table_is_counted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch import nn
 from rd3 import teacher
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.known_constants import KNOWN, constants, spelled
-from rd3.models import NETWORKS, Network, build_network
+from rd3.models import NETWORKS, build_network
 from rd3.recipe import Normalisation
 from rd3.teacher import fit, plausibility
 from rd3.teacher.artifact import NOT_FINITE, Predictions
@@ -264,7 +265,7 @@ def test_a_classifier_of_imagenet_is_pruned_as_the_error_says(colours, tmp_path)
 
 
 def test_the_network_that_fits_is_named(colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "network_names", lambda: ["convnet_d1", "nearest"])
+    monkeypatch.setattr(fit.NETWORKS, "names", lambda: ["convnet_d1", "nearest"])
     data = colours()
     with pytest.raises(BadValue, match="none of the names of convnet_d1") as caught:
         bring(data.saved(tmp_path / "w.safetensors"), data, tmp_path / "out", network="convnet_d1")
@@ -323,7 +324,7 @@ def test_a_registered_network_whose_logits_are_drawn_is_refused(colours, monkeyp
         network.register_forward_hook(lambda _one, _inputs, logits: nn.functional.dropout(logits, 0.2, training=True))
         return network
 
-    monkeypatch.setitem(NETWORKS._things, "nearest", Network(NETWORKS.get("nearest").info, noisy))
+    monkeypatch.setitem(NETWORKS._things, "nearest", replace(NETWORKS.get("nearest"), build=noisy))
     state = torch.get_rng_state()
     with pytest.raises(BadValue, match=r"Network nearest with the weights of .* returns other logits .* always on"):
         teacher.import_weights(
