@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
     bench = Bench(chosen.device, rounds, chosen.quick, chosen.network, chosen.out)
     names = chosen.cases or [name for name, case in CASES.items() if case.runs(bench.device.type, bench.quick)]
-    _print_machine(bench)
+    machine = facts(bench.device, bench.peaks)
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""), flush=True)
     return max([_run(name, bench) for name in names], default=0)
 
 
@@ -71,11 +72,6 @@ def _case(name: str) -> str:
     if name not in CASES:
         raise argparse.ArgumentTypeError(f"there is no case {name!r}; there are {', '.join(CASES)}")
     return name
-
-
-def _print_machine(bench: Bench) -> None:
-    machine = facts(bench.device, bench.peaks)
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if value != ""), flush=True)
 
 
 def _run(name: str, bench: Bench) -> int:

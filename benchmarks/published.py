@@ -35,9 +35,8 @@ class ShufflePatches(nn.Module):
         return self._strips(columns.transpose(1, 2)).transpose(1, 2)
 
     def _strips(self, image: torch.Tensor) -> torch.Tensor:
-        width = image.shape[2] // self.factor
-        strips = [image[:, :, width * number : width * (number + 1)] for number in range(self.factor - 1)]
-        strips.append(image[:, :, width * (self.factor - 1) :])
+        width = image.shape[2] // self.factor  # the last strip also has what is left over
+        strips = image.tensor_split([width * number for number in range(1, self.factor)], dim=2)
         return torch.cat([strips[number] for number in torch.randperm(self.factor)], dim=2)
 
 

@@ -52,9 +52,8 @@ def columns(facts: Mapping[str, Any]) -> list[str]:
 def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     """Every row with the facts of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = columns(facts)
-    cells = [asdict(row) | dict(facts) for row in rows]
-    path.write_text(csv_text([names, *([each[name] for name in names] for each in cells)]), encoding="utf-8")
+    cells = [[*asdict(row).values(), *facts.values()] for row in rows]
+    path.write_text(csv_text([columns(facts), *cells]), encoding="utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -29,19 +29,15 @@ Way = Callable[[S3Objects, Path], object]
 
 
 def _up(folder: Path, put: Callable[[str, Path], Any]) -> None:
-    for name in names(folder):
-        put(name, folder / name)
+    for path in sorted(folder.iterdir()):
+        put(path.name, path)
 
 
 def _down(folder: Path, get: Callable[[str, Path], Any]) -> None:
     target = folder.parent / "down"
     target.mkdir()
-    for name in names(folder):
-        get(name, target / name)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    for path in sorted(folder.iterdir()):
+        get(path.name, target / path.name)
 
 
 def entry_of(folder: Path) -> Entry:

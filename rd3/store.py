@@ -229,11 +229,9 @@ def check_files(
         path = folder / name
         if not path.is_file():
             raise DataMissing(f"{what} lacks its file {name}.", fix)
-        if sha256_file(path) != expected:
-            raise DataCorrupt(
-                f"{what}: file {name} has sha256 {sha256_file(path)[:12]}, its record says {expected[:12]}.",
-                fix,
-            )
+        found = sha256_file(path)
+        if found != expected:
+            raise DataCorrupt(f"{what}: file {name} has sha256 {found[:12]}, its record says {expected[:12]}.", fix)
 
 
 def now() -> str:

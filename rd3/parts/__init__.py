@@ -10,11 +10,4 @@ from rd3.parts._collect import Collector
 from rd3.parts._format import PART_BYTES, PARTS, SHARD_BYTES
 from rd3.parts._unpack import holds_parts, unpack
 
-__all__ = [
-    "PARTS",
-    "PART_BYTES",
-    "SHARD_BYTES",
-    "Collector",
-    "holds_parts",
-    "unpack",
-]
+__all__ = ["PARTS", "PART_BYTES", "SHARD_BYTES", "Collector", "holds_parts", "unpack"]
