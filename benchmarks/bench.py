@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from statistics import median
 import torch
 
 from benchmarks.rows import Row
-from benchmarks.timing import Work, in_turn, matmul_peak, ratio
+from benchmarks.timing import Work, matmul_peak, ratio, seconds
 from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
 
@@ -64,8 +65,21 @@ class Bench:
         return Roots(Path(data) if data else None, self.out / "home")
 
     def compare(self, paths: dict[str, Work]) -> dict[str, list[float]]:
-        """Seconds per unit of each path, one value per round."""
-        return in_turn(paths, self.device, self.rounds, QUICK_LIMIT_S if self.quick else None)
+        """Seconds per unit of each path, one value per round, after one round to warm up.
+
+        Paths take turns; the one that begins changes from round to round.
+        """
+        for work in paths.values():
+            work()
+        names, begun = list(paths), time.perf_counter()
+        spent: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(self.rounds):
+            if turn and self.quick and time.perf_counter() - begun > QUICK_LIMIT_S:
+                break
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                spent[name].append(seconds(paths[name], self.device))
+        return spent
 
     def row(
         self,

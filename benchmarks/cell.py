@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench import Bench, Job, Skipped
-from benchmarks.patch_scoring import scoring
+from benchmarks.patch_scoring import CROPS, IMAGES, scoring
 from benchmarks.post_evaluation import BATCH, CPU_AIMS, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
@@ -29,8 +29,6 @@ CLASSES, STEPS, TESTED = 10, 800, 10_000
 """Classes, training steps and test images of the whole cell."""
 MEASURED_STEPS, MEASURED_TESTED = 40, 1000
 """Training steps and test images that are timed."""
-MIPC, CROPS = 300, 5
-"""Images per class that RDED scores, and crops per image."""
 
 
 def run(bench: Bench) -> list[Row]:
@@ -40,11 +38,11 @@ def run(bench: Bench) -> list[Row]:
     except RD3Error as error:
         raise Skipped(f"CIFAR-10 cannot be opened: {error}") from error
     subject = Subject(32, bench.network, BATCH, images=100, dataset=dataset)
-    made = scoring(bench, dataset, teacher=subject.teacher, images=MIPC)
+    made = scoring(bench, dataset, teacher=subject.teacher)
     trained, precision = _training(bench, subject)
     tested = _testing(bench, subject, precision)
     parts = {
-        "set": ({"ours": [made.ours_s], "reference": [made.reference_s]}, MIPC * CROPS * CLASSES),
+        "set": ({"ours": [made.ours_s], "reference": [made.reference_s]}, IMAGES * CROPS * CLASSES),
         "training": (trained, STEPS),
         "test": (tested, TESTED),
     }

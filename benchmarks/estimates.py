@@ -27,7 +27,7 @@ from rd3.datasets import Roots
 from rd3.hardware import processor
 from rd3.perform import perform
 from rd3.planning.calibration import Calibration, calibrate
-from rd3.planning.cost import CPU_THREAD, PLAIN_CPU_THREAD, Rates
+from rd3.planning.cost import Rates, shipped_rates
 from rd3.recipe import EvaluationRecipe, SetRecipe
 from rd3.store import FolderStore
 
@@ -53,7 +53,7 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
         return {item.key: item.cost_s for item in planned(expansion, rates=rates).items if item.key is not None}
 
     calibrated = estimated(calibration.rates)
-    shipped = estimated(CPU_THREAD if processor().bf16 else PLAIN_CPU_THREAD)
+    shipped = estimated(shipped_rates("cpu", processor().bf16))
     store = FolderStore(home / "store")
     rows: list[Row] = []
     for key, recipe in expansion.recipes.items():

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks.bench import Bench, Job
+from benchmarks.published import Pictures
 from benchmarks.rows import Row
 from benchmarks.students import built
 from benchmarks.timing import as_work
@@ -22,9 +22,11 @@ from rd3.device import resolve_precision
 from rd3.methods import Context
 from rd3.methods.rded import RDED
 from rd3.models import NormalisedNetwork, forward_cost
+from rd3.recipe import Normalisation
 from rd3.testing import ToyDataset, trial_recipe
 
 CROPS, IMAGES = 5, 300
+"""Crops of an image, and images of a class, that RDED scores."""
 AIMS = {"cpu": 4.0, "cuda": 8.0}
 """Speed-up over the reference path to reach."""
 
@@ -38,34 +40,23 @@ def run(bench: Bench) -> list[Row]:
     ]
 
 
-class OneClass(TorchDataset[torch.Tensor]):
-    """The images of a class as the published loader gives them: (crops, 3, s, s), normalised."""
-
-    def __init__(self, dataset: Dataset, images: list[int], size: int):
-        self.dataset, self.images = dataset, images
-        constants = dataset.info.normalisation
-        self.decoded = transforms.ToPILImage()
-        self.to_tensor = transforms.ToTensor()
-        self.crop = transforms.RandomResizedCrop(size, scale=(0.08, 1), ratio=(1, 1), antialias=True)
-        self.normalise = transforms.Normalize(constants.mean, constants.std)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, place: int) -> torch.Tensor:
-        image = self.decoded(self.dataset.original("train", self.images[place]))
-        pixels = self.to_tensor(image)
-        return torch.stack([self.normalise(self.crop(pixels)) for _ in range(CROPS)])
+def crops_of(size: int, normalisation: Normalisation) -> transforms.Compose:
+    """The published transform of a PIL image to (crops, 3, size, size), normalised."""
+    crop = transforms.RandomResizedCrop(size, scale=(0.08, 1), ratio=(1, 1), antialias=True)
+    one = transforms.Compose([crop, transforms.Normalize(normalisation.mean, normalisation.std)])
+    several = transforms.Lambda(lambda pixels: torch.stack([one(pixels) for _ in range(CROPS)]))
+    return transforms.Compose([transforms.ToTensor(), several])
 
 
 def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch.Tensor:
     """The ``wanted`` crops of lowest loss, (wanted, 3, s, s), normalised; one per image, as published."""
     side, size = ctx.info.resolution, ctx.info.resolution // ctx.settings.factor
-    loader = DataLoader(OneClass(ctx.dataset, images, size), batch_size=len(images))
+    originals = [ctx.dataset.original("train", index) for index in images]
+    pictures = Pictures(originals, torch.full((len(images),), label), crops_of(size, ctx.info.normalisation))
     before = (side - size) // 2
     pad = transforms.Pad((before, before, side - size - before, side - size - before))
     crops: torch.Tensor
-    (crops,) = loader
+    [(crops, _labels)] = DataLoader(pictures, batch_size=len(images))
     flat = crops.transpose(0, 1).flatten(0, 1).to(ctx.device)
     network = ctx.teachers[0].network
     with torch.no_grad():

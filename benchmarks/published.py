@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class ShufflePatches(nn.Module):
 class Pictures(TorchDataset[tuple[torch.Tensor, int]]):
     """Transformed PIL images with labels, like an ``ImageFolder``."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Any):
-        """``images``: (N, 3, s, s) uint8."""
+    def __init__(self, images: Iterable[torch.Tensor], labels: torch.Tensor, transform: Any):
+        """``images``: N of (3, s, s) uint8."""
         self.pictures = [functional.to_pil_image(image) for image in images]
         self.labels, self.transform = labels.tolist(), transform
 

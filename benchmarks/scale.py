@@ -321,18 +321,16 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         def job(self, queued: Queued, demand: Demand) -> Job:
             return Job(queued.kind, queued.key, "{}", {}, Place("", "", Path()), "0", None)
 
-    def sleeping(config: dict[str, Any]) -> None:
-        import sys as there
-        import time as clock
+    done = TrialEnd("done").to_json()
 
+    def sleeping(_config: dict[str, Any]) -> None:
         from ray import tune
 
-        clock.sleep(config["sleep_s"])
-        end: dict[str, Any] = {"status": "done", "reason": "", "entry": None, "broken": []}
-        tune.report({"number": 0, "end": json.dumps(end), "torch": "torch" in there.modules, "process": os.getpid()})
+        time.sleep(sleep_s)
+        tune.report({"number": 0, "end": done, "torch": "torch" in sys.modules, "process": os.getpid()})
 
     class Timed(Driver):
-        """A driver that tells trials how long to sleep, and checks whether any of them has loaded torch."""
+        """A driver that notes when trials start and end, where they run, and whether any of them has loaded torch."""
 
         torch = False
         processes: set[int] = set()
@@ -343,7 +341,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
             config = super().next_config(trial_id)
             if config is not None:
                 self.starts.append(time.perf_counter())
-            return None if config is None else config | {"sleep_s": sleep_s}
+            return config
 
         def on_end(self, trial_id: str, result: dict[str, Any] | None) -> None:
             assert result is not None

@@ -1,9 +1,9 @@
-"""Timing of paths that do the same work, in turn."""
+"""How long work takes, and how fast the device can be."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -33,27 +33,6 @@ def seconds(work: Work, device: torch.device) -> float:
     units = work()
     torch.accelerator.synchronize()
     return (time.perf_counter() - start) / units
-
-
-def in_turn(
-    paths: Mapping[str, Work], device: torch.device, rounds: int, limit_s: float | None = None
-) -> dict[str, list[float]]:
-    """Seconds per unit by path, one value per round, after one round to warm up.
-
-    The path that begins changes from round to round.  No round begins ``limit_s`` wall seconds after the first.
-    """
-    for work in paths.values():
-        work()
-    names = list(paths)
-    spent: dict[str, list[float]] = {name: [] for name in names}
-    begun = time.perf_counter()
-    for turn in range(rounds):
-        if turn and limit_s is not None and time.perf_counter() - begun > limit_s:
-            break
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            spent[name].append(seconds(paths[name], device))
-    return spent
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -22,7 +22,7 @@ from benchmarks.bench import Bench, Job, Skipped
 from benchmarks.recovery import PlainStatistics
 from benchmarks.registry import CASES
 from benchmarks.rows import Row, columns
-from benchmarks.timing import in_turn, ratio
+from benchmarks.timing import ratio
 from rd3.augment import cutmix_box
 from rd3.augmentations.cutmix import CutMix
 from rd3.augmentations.patch_shuffle import PatchShuffle
@@ -134,13 +134,14 @@ def test_columns_are_named_once():
     assert len(names) == len(set(names)) and names[0] == "case" and names[-1] == "gpu"
 
 
-def test_paths_take_turns_after_a_warm_up():
+def test_paths_take_turns_after_a_warm_up(monkeypatch):
     order: list[str] = []
     paths = {name: lambda name=name: order.append(name) or 2 for name in "abc"}
-    spent = in_turn(paths, CPU, rounds=2)
+    spent = Bench(CPU, rounds=2).compare(paths)
     assert "".join(order) == "abc" + "abc" + "bca"
     assert [len(each) for each in spent.values()] == [2, 2, 2]
-    assert len(in_turn(paths, CPU, rounds=5, limit_s=0.0)["a"]) == 1
+    monkeypatch.setattr(bench_module, "QUICK_LIMIT_S", 0.0)
+    assert len(Bench(CPU, rounds=5, quick=True).compare(paths)["a"]) == 1
 
 
 def test_a_ratio_is_the_median_of_ratios_and_aims_are_judged(small):
