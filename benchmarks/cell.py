@@ -38,15 +38,26 @@ def run(bench: Bench) -> list[Row]:
     except RD3Error as error:
         raise Skipped(f"CIFAR-10 cannot be opened: {error}") from error
     subject = Subject(32, bench.network, BATCH, images=100, dataset=dataset)
-    made = scoring(bench, dataset, teacher=subject.teacher)
+    scored = scoring(bench, dataset, teacher=subject.teacher)
     trained, precision = _training(bench, subject)
-    tested = _testing(bench, subject, precision)
-    parts = {
-        "set": ({"ours": [made.ours_s], "reference": [made.reference_s]}, IMAGES * CROPS * CLASSES),
-        "training": (trained, STEPS),
-        "test": (tested, TESTED),
+    spent = {
+        "set": _scaled({"ours": [scored.ours_s], "reference": [scored.reference_s]}, IMAGES * CROPS * CLASSES),
+        "training": _scaled(trained, STEPS),
+        "test": _scaled(_testing(bench, subject, precision), TESTED),
     }
-    return _rows(bench, parts, precision)
+    spent["whole cell"] = {path: [sum(median(part[path]) for part in spent.values())] for path in trained}
+    note = "extrapolated from a tenth of the set, 40 steps, 1,000 test images"
+    rows = []
+    for part, seconds in spent.items():
+        job = Job("cell", f"RDED, CIFAR-10, IPC 10, {bench.network}: {part}", "cell", BATCH)
+        aim = CPU_AIMS[precision][0] if part == "whole cell" else None
+        rows.append(bench.row(job, seconds["ours"], seconds["reference"], dtype=precision, aim=aim, note=note))
+    return rows
+
+
+def _scaled(spent: dict[str, list[float]], units: int) -> dict[str, list[float]]:
+    """Seconds of so many units, by path and round."""
+    return {path: [units * each for each in seconds] for path, seconds in spent.items()}
 
 
 def _training(bench: Bench, subject: Subject) -> tuple[dict[str, list[float]], str]:
@@ -96,23 +107,3 @@ def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[f
             ),
         }
     )
-
-
-def _rows(bench: Bench, parts: dict[str, tuple[dict[str, list[float]], int]], precision: str) -> list[Row]:
-    """A row for each part (seconds per unit by path, and number of units), and one for their sum."""
-    whole = {"ours": 0.0, "reference": 0.0}
-    rows = []
-    for name, (spent, count) in parts.items():
-        scaled = {path: [count * each for each in seconds] for path, seconds in spent.items()}
-        whole = {path: whole[path] + median(seconds) for path, seconds in scaled.items()}
-        rows.append(_row(bench, name, scaled["ours"], scaled["reference"], precision))
-    aim = CPU_AIMS[precision][0]
-    return [*rows, _row(bench, "whole cell", [whole["ours"]], [whole["reference"]], precision, aim)]
-
-
-def _row(
-    bench: Bench, part: str, ours: list[float], reference: list[float], precision: str, aim: float | None = None
-) -> Row:
-    job = Job("cell", f"RDED, CIFAR-10, IPC 10, {bench.network}: {part}", "cell", BATCH)
-    note = "extrapolated from a tenth of the set, 40 steps, 1,000 test images"
-    return bench.row(job, ours, reference, dtype=precision, aim=aim, note=note)
