@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from rd3.datasets import DatasetInfo
 from rd3.recipe import Normalisation
 
 
@@ -92,9 +93,8 @@ class PublishedLoop:
         labels: torch.Tensor,
         teacher: nn.Module,
         student: nn.Module,
-        normalisation: Normalisation,
+        info: DatasetInfo,
         *,
-        factor: int,
         batch: int,
         device: torch.device,
         extra_forward: bool,
@@ -108,9 +108,9 @@ class PublishedLoop:
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=0.01)
         self.loss_of = nn.KLDivLoss(reduction="batchmean")
         self.loss = 0.0
-        side = images.shape[-1]
+        transform = train_transform(images.shape[-1], info.factor, info.normalisation)
         loader = DataLoader(
-            Pictures(images, labels, train_transform(side, factor, normalisation)),
+            Pictures(images, labels, transform),
             batch_size=batch,
             shuffle=True,
             num_workers=workers,

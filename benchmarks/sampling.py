@@ -60,7 +60,11 @@ def _row(bench: Bench, size: Size, steps: int) -> Row:
 
     paths = {"batch": work(batch, batch), "one": work(1, max(2, batch // 8))}
     spent = bench.compare(paths)
-    peaks = {at_once: _peak(bench, work(at_once, at_once)) for at_once in (1, batch)}
+    peaks = {}
+    for at_once in (1, batch):
+        reset_peak(bench.device)
+        work(at_once, at_once)()
+        peaks[at_once] = peak_mib(bench.device)
     note = f"{steps} steps; peak memory {peaks[1]:.0f} MiB at batch 1, {peaks[batch]:.0f} MiB at {batch}"
     job = Job("sampling", f"{size.name}, {size.side} px", "image", batch, images=1)
     return bench.row(job, spent["batch"], spent["one"], dtype=precision, layout="NCHW", note=note)
@@ -75,9 +79,3 @@ def draw(model: Backbone, numbers: range, steps: int, precision: str) -> torch.T
         return sample(
             model, model.scheduler("ddpm"), model.conditions(labels), streams, members, steps=steps, guidance=4.0
         )
-
-
-def _peak(bench: Bench, work: Work) -> float:
-    reset_peak(bench.device)
-    work()
-    return peak_mib(bench.device)

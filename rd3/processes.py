@@ -43,12 +43,11 @@ def open_standard_streams() -> None:
 
     Otherwise Python has None in their place, and the next file that is opened would receive what libraries print.
     """
-    for number, mode in enumerate(("r", "w", "w")):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number, which is this one
-        name = ("stdin", "stdout", "stderr")[number]
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
