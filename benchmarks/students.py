@@ -12,8 +12,10 @@ from rd3.datasets import Dataset, DatasetInfo
 from rd3.device import repeatable_kernels, resolve_precision
 from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.packing import Views
-from rd3.evaluation.student import Evaluation, StudentTraining
-from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE, LabelledViews, frozen
+from rd3.evaluation.posteval import _Group
+from rd3.evaluation.result import EvalResult
+from rd3.evaluation.student import Evaluation
+from rd3.evaluation.teaching import AHEAD, AHEAD_ELSEWHERE
 from rd3.models import NormalisedNetwork, build_network
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe
@@ -91,41 +93,37 @@ class Students:
         self.taught = 0
         """Images that the teacher has labelled."""
         self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
-        self._teacher = frozen(subject.teacher, "eval", self.precision, device)
-        self._teacher.register_forward_pre_hook(self._count)
-        images, labels = subject.images.to(device), subject.labels.to(device)
-        groups: dict[str, list[EvaluationRecipe]] = {}
+        self._teachers: dict[Any, nn.Module] = {}
+        by_views: dict[str, list[Evaluation]] = {}
         for recipe in recipes:
-            groups.setdefault(Views.of(recipe).key, []).append(recipe)
-        self._views = [
-            LabelledViews(images, labels, [self._teacher], group[0], self.precision, cached=cached)
-            for group in groups.values()
+            one = Evaluation(recipe, subject.images, subject.labels, [subject.teacher], cached_logits=cached)
+            by_views.setdefault(Views.of(recipe).key, []).append(one)
+        self._ended: dict[int, EvalResult | Exception] = {}
+        self._groups = [
+            _Group(evaluations, subject.dataset, device, self._teachers, self._ended)
+            for evaluations in by_views.values()
         ]
-        self._groups = []
-        for views, group in zip(self._views, groups.values(), strict=True):
-            evaluations = [Evaluation(recipe, images, labels) for recipe in group]
-            students = [StudentTraining(one, subject.dataset, device, self.precision) for one in evaluations]
-            self._groups.append((iter(views), students))
+        for teacher in self._teachers.values():
+            teacher.register_forward_pre_hook(self._count)
 
     def __enter__(self) -> Students:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for views in self._views:
-            views.close()
+        for group in self._groups:
+            group.close()
 
     def compile(self) -> None:
         """Let torch compile teacher and students, at their first step."""
-        self._teacher.compile()
-        for _batches, students in self._groups:
-            for student in students:
-                student.network.compile()
+        students = (student.network for group in self._groups for student in group._students.values())
+        for network in (*self._teachers.values(), *students):
+            network.compile()
 
     def label_all(self) -> None:
         """Label all batches without training."""
         with repeatable_kernels():
-            for batches, _students in self._groups:
-                for _batch in batches:
+            for group in self._groups:
+                for _batch in group._batches:
                     pass
 
     def _count(self, _teacher: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -135,18 +133,7 @@ class Students:
         """Train on all batches that the teacher labels at once; returns the number of steps of each student."""
         with repeatable_kernels():
             for _step in range(self.chunk):
-                for batches, students in self._groups:
-                    _step_of(next(batches), students)
+                for group in self._groups:
+                    group.advance()
+        assert not self._ended, "a student has ended before its measurement"
         return self.chunk
-
-
-def _step_of(batch: Any, students: Sequence[StudentTraining]) -> None:
-    """Train each student on a batch; it stays in memory until they have joined, as CUDA only queues their steps."""
-    labelled = [batch.under(student.recipe.protocol) for student in students]
-    for student, own in zip(students, labelled, strict=True):
-        student.step(own)
-    for student in students:
-        student.join()
-    if batch.batch.last:
-        for student in students:
-            student.end_epoch()

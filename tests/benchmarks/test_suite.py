@@ -26,6 +26,7 @@ from benchmarks.timing import ratio
 from rd3.augment import cutmix_box
 from rd3.augmentations.cutmix import CutMix
 from rd3.augmentations.patch_shuffle import PatchShuffle
+from rd3.evaluation.student import StudentTraining
 from rd3.losses import LossTargets
 from rd3.losses.kl import KLSettings, kl
 from rd3.methods._recovery import BatchNormLoss
@@ -222,6 +223,18 @@ def test_students_of_equal_views_pay_the_teacher_once(small):
         assert pack.work() == 2
         taught[name] = pack.taught
     assert taught == {"one": 8, "shared": 8, "other views": 16}
+
+
+def test_steps_of_other_views_are_queued_before_any_is_waited_for(small, monkeypatch):
+    """As in a pack: on a GPU a student that is waited for at once would keep the next one from running beside it."""
+    subject, done = students.Subject(32, "resnet18_w16", batch=4, images=20), []
+    pack = students.Students(subject, [subject.recipe(student_seed=seed) for seed in range(2)], CPU)
+    for name in ("step", "join"):
+        monkeypatch.setattr(StudentTraining, name, lambda one, *_batch, name=name: done.append((name, id(one))))
+    pack.work()
+    steps = [place for place, (name, _student) in enumerate(done) if name == "step"]
+    first = done[steps[0]][1]
+    assert len(steps) == 4 and ("join", first) not in done[steps[0] : steps[1]]
 
 
 def test_the_plain_statistics_are_those_of_the_method():
