@@ -169,9 +169,8 @@ def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> Any:
     """Kendall's tau-a along the last dimension."""
     one, other = np.triu_indices(first.shape[-1], 1)
-    methods = [np.ascontiguousarray(np.moveaxis(scores, -1, 0)) for scores in (first, second)]
-    signs = [np.sign(scores[one] - scores[other]) for scores in methods]
-    return (signs[0] * signs[1]).mean(axis=0)
+    signs = [np.sign(scores[..., one] - scores[..., other]) for scores in (first, second)]
+    return (signs[0] * signs[1]).mean(axis=-1)
 
 
 def ranking(values: Values) -> dict[str, int]:

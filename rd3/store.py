@@ -130,11 +130,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def sha256_files(folder: Path) -> dict[str, str]:
-    """Relative name to sha256, for every file below ``folder`` but hidden ones, which killed writes leave behind."""
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Relative paths of the files below ``folder``, sorted, but of hidden ones, which tools and killed writes leave."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    shown = (name for name in names if not any(part.startswith(".") for part in name.parts))
-    return {name.as_posix(): sha256_file(folder / name) for name in shown}
+    return (name for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def sha256_files(folder: Path) -> dict[str, str]:
+    """Relative name to sha256, for every file below ``folder`` but hidden ones."""
+    return {name.as_posix(): sha256_file(folder / name) for name in visible_files(folder)}
 
 
 def is_key(name: str) -> bool:

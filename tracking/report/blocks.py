@@ -53,13 +53,10 @@ def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, d
         if score.keys if planned else score.by_seeds:
             setting, method = split(score)
             found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
-    seen: set[tuple[tuple[str, ...], ...]] = set()  # keys of evaluations, by method
-    for place, methods in list(found.items()):
-        keys = tuple(score.keys if planned else score.evaluations for score in methods.values())
-        if keys in seen:
-            del found[place]
-        seen.add(keys)
-    return found
+    firsts: dict[tuple[tuple[str, ...], ...], Place] = {}  # by the keys of the evaluations of each method
+    for place, methods in found.items():
+        firsts.setdefault(tuple(score.keys if planned else score.evaluations for score in methods.values()), place)
+    return {place: found[place] for place in firsts.values()}
 
 
 def complete(scores: Sequence[Score]) -> tuple[list[str], list[dict[str, Score]]]:

@@ -70,15 +70,6 @@ class Case:
     scores: tuple[Score, ...]
     """Those that are compared."""
 
-    @property
-    def unit(self) -> str:
-        """Which seeds the differences are over: ``set seeds`` or ``student seeds``."""
-        return unit_of(self.scores)
-
-    @property
-    def finished(self) -> bool:
-        return all(score.status == "done" for score in self.scores)
-
 
 def judged(claim: Claim, results: Results) -> Judged:
     """The verdict on a claim, with a row for each of its cases."""
@@ -88,7 +79,7 @@ def judged(claim: Claim, results: Results) -> Judged:
     found = judge([case.tested for case in cases], bound)
     verdicts = [one.verdict for one in found]
     counts = [f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts]
-    unfinished = sum(not case.finished for case in cases)
+    unfinished = sum(any(score.status != "done" for score in case.scores) for case in cases)
     counts += [f"{unfinished} not finished"] if unfinished else []
     names = _names([case.place for case in cases])
     rows = [_row(case, one, names[case.place]) for case, one in zip(cases, found, strict=True)]
@@ -179,10 +170,11 @@ def _field(setting: Setting, name: str) -> str:
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:
     place = case.place
+    unit = unit_of(case.scores)
     counts = list(dict.fromkeys(map(len, case.shown)))  # the settings of an unfinished grid may have unequal ones
     points = "; ".join(map(_points, case.shown))
     p_values = [_p_text(found.adjusted), _p_text(found.equivalent)]
-    seeds = f"{' and '.join(map(str, counts))} {case.unit if counts != [1] else case.unit.removesuffix('s')}"
+    seeds = f"{' and '.join(map(str, counts))} {unit if counts != [1] else unit.removesuffix('s')}"
     return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
 
 

@@ -249,9 +249,10 @@ def _evaluations_csv(frame: pd.DataFrame) -> str:
     return csv_text([frame.columns, *plain])
 
 
-def _environment(html: bool) -> Environment:
+def fill(template: str, page: Any) -> str:
+    """Render a template of this package with the variables ``page`` and ``made_at``."""
     environment = Environment(
-        autoescape=html,
+        autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -266,12 +267,7 @@ def _environment(html: bool) -> Environment:
         "interval_text": interval_text,
     }
     environment.filters["cell"] = tables.escape_markdown
-    return environment
-
-
-def fill(template: str, page: Any) -> str:
-    """Render a template of this package with the variables ``page`` and ``made_at``."""
-    return _environment(template.endswith(".html.j2")).get_template(template).render(page=page, made_at=when(now()))
+    return environment.get_template(template).render(page=page, made_at=when(now()))
 
 
 def _tables(page: Page) -> dict[str, str]:

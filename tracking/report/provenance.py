@@ -26,22 +26,18 @@ class Provenance:
     """Origins of all scores of a grid, in their order."""
 
     def __init__(self, scores: Sequence[Score], frame: pd.DataFrame, find: Find):
-        self._origins = {point_of(vars(score)): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
+        self.origins = {point_of(vars(score)): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
         for row in frame.to_dict("records"):
-            self._origins[point_of(row)].rows.append(_texts(row, find))
-
-    @property
-    def origins(self) -> list[Origin]:
-        return list(self._origins.values())
+            self.origins[point_of(row)].rows.append(_texts(row, find))
 
     @property
     def count(self) -> int:
         """Number of evaluations."""
-        return sum(len(origin.rows) for origin in self._origins.values())
+        return sum(len(origin.rows) for origin in self.origins.values())
 
     def anchor(self, score: Score) -> str:
         """Id of the score's rows."""
-        return self._origins[point_of(vars(score))].anchor
+        return self.origins[point_of(vars(score))].anchor
 
 
 def _texts(row: dict[str, Any], find: Find) -> dict[str, str]:

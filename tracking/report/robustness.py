@@ -9,7 +9,7 @@ from typing import Any
 from rd3.component import changes_text
 from tracking.report.results import Results
 from tracking.report.scores import Score, Summary, differing, summarise
-from tracking.report.tables import count_text
+from tracking.report.tables import count_text, spread_text
 
 SHOWN = ("dataset", "ipc", "method")
 """Fields of a score that its row always shows."""
@@ -40,13 +40,9 @@ class Measured:
         got = self.summary(name)
         if got is None:
             return "not done" if len(self.by_set_seed) < self.planned else "–"
-        spread = ""
-        if got.interval is not None:
-            low, high = got.interval
-            spread = f" ± {got.std:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
         counts = {"missing": self.planned - len(self.by_set_seed), "without": len(self.by_set_seed) - got.n}
         notes = "".join(f", {count} {what}" for what, count in counts.items() if count)
-        return f"{got.mean:.{digits}f}{spread} ({count_text(got)}{notes})"
+        return f"{got.mean:.{digits}f}{spread_text(got, digits)} ({count_text(got)}{notes})"
 
 
 def measured(results: Results) -> list[Measured]:

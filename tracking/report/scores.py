@@ -78,21 +78,21 @@ def summarise(values: Sequence[float], set_seeds: Sequence[int | None]) -> Summa
     groups = list(by_set.values())
     means = [mean(group) for group in groups]
     everything = [value for group in groups for value in group]
-    both = len(groups) > 1 and any(len(group) > 1 for group in groups)
-    within = sum((value - centre) ** 2 for group, centre in zip(groups, means, strict=True) for value in group)
+    components = variance_components(groups)
+    within = components.within if len(groups) > 1 else None
     independent = means if len(groups) > 1 else everything
     low, high = confidence_interval(independent) if len(independent) > 1 else (None, None)
     return Summary(
         n=len(everything),
         mean=mean(everything),
         std=std(everything),
-        std_sets=std(means) if both else None,
-        std_students=math.sqrt(within / (len(everything) - len(groups))) if both else None,
+        std_sets=None if within is None else std(means),
+        std_students=None if within is None else math.sqrt(within),
         half_95=None if low is None or high is None else (high - low) / 2,
         units=len(independent),
         low=low,
         high=high,
-        components=variance_components(groups),
+        components=components,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,9 @@ def contact_sheets(found: Sequence[Score], find: Find, fetch: Fetch) -> list[She
         key = next((key for key in score.sets if find("set", key) is not None), None)
         if key is not None:
             firsts.setdefault(key, score)
-    teachers: dict[str, set[str]] = defaultdict(set)
-    for score in firsts.values():
-        teachers[_title(score)].add(score.teacher)
+    teachers = Counter(title for title, _teacher in {(_title(score), score.teacher) for score in firsts.values()})
     return [
-        _sheet(_title(score) + (f", {score.teacher}" if len(teachers[_title(score)]) > 1 else ""), score, key, fetch)
+        _sheet(_title(score) + (f", {score.teacher}" if teachers[_title(score)] > 1 else ""), score, key, fetch)
         for key, score in firsts.items()
     ]
 

@@ -119,11 +119,12 @@ def top1_text(score: Score) -> str:
     return f"{got.mean:.1f}{spread_text(got)} ({count_text(got)})"
 
 
-def spread_text(got: Summary) -> str:
+def spread_text(got: Summary, digits: int = 1) -> str:
     """Standard deviation and 95 % interval, or empty for fewer than three independent seeds."""
     if got.interval is None:
         return ""
-    return f" ± {got.std:.1f} [{got.interval[0]:.1f}, {got.interval[1]:.1f}]"
+    low, high = got.interval
+    return f" ± {got.std:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def count_text(got: Summary) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from rd3.errors import DataCorrupt, RD3Error
-from rd3.store import sha256_file
+from rd3.store import sha256_file, visible_files
 from rd3.values import first_mistake
 from tracking.ledger.object_store import folder_errors
 from tracking.runs.runs import Tracker
@@ -84,11 +84,11 @@ def put(
     scratch: Path,
     progress: Progress,
 ) -> DatasetBundle:
-    """Pack and upload all files below ``folder``; ``scratch`` needs space for one part.
+    """Pack and upload all files below ``folder`` but hidden ones; ``scratch`` needs space for one part.
 
     ``progress`` is called with the fraction of bytes packed so far and the name of the part.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
+    files = [folder / name for name in visible_files(folder)]
     total = sum(path.stat().st_size for path in files)
     with tracker.errors():
         run_id = tracker.client.create_run(
@@ -118,11 +118,6 @@ def put(
                 tracker.client.set_terminated(run_id, "FAILED")
             raise
     return bundle
-
-
-def _hidden(path: Path) -> bool:
-    """Whether a file belongs to a tool rather than to the dataset, such as the state of a download."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterator[tuple[Path, float]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -102,10 +102,8 @@ class Tracker:
 
         With a database as the tracking store, its files are stored below the artifact root; a server decides itself.
         """
-        where = None
-        if self.place.tracking_uri.startswith(_DATABASES):
-            where = open_objects(self.place.artifacts).url("runs")
-        client = self.client
+        client, is_database = self.client, self.place.tracking_uri.startswith(_DATABASES)
+        where = open_objects(self.place.artifacts).url("runs") if is_database else None
         with self.errors():
             from mlflow.exceptions import MlflowException
 
@@ -172,10 +170,8 @@ class Tracker:
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id: str = found[0].info.run_id
-                for tag in {"rd3.status", "rd3.reason"} & found[0].data.tags.keys():
-                    self.client.delete_tag(run_id, tag)
+                self.reopen(found[0], "rd3.status", "rd3.reason")
                 self.log(run_id, tags=own)
-                self.client.update_run(run_id, status="RUNNING")
             else:
                 run_id = self.client.create_run(experiment_id, run_name=f"grid {name}", tags=own).info.run_id
             self.client.log_text(run_id, grid_yaml, "grid.yaml")
@@ -215,24 +211,25 @@ class Tracker:
         if parent_run_id:
             tags["mlflow.parentRunId"] = parent_run_id
         shown = params(recipe, facts)
-        earlier: Mapping[str, float] = {}
-        stated: Mapping[str, str] = {}
         with self.errors():
             found = self.search([experiment_id], {"rd3.key": recipe.key, **self._ours})
             if found:
                 run = found[0]
-                earlier, stated = run.data.metrics, run.data.params
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
-                shown = {name: value for name, value in shown.items() if name not in stated}
-                self.client.update_run(run.info.run_id, status="RUNNING")
-                for name in {"rd3.reason", "rd3.imported"} & run.data.tags.keys():
-                    self.client.delete_tag(run.info.run_id, name)
+                shown = {name: value for name, value in shown.items() if name not in run.data.params}
+                self.reopen(run, "rd3.reason", "rd3.imported")
             else:
                 name, tags = run_name(recipe, facts), tags | (grid_tags([grid], grid) if grid else {})
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
-        return OpenRun(self, run.info, recipe, attempt, earlier, stated)
+        return OpenRun(self, run, recipe, attempt)
+
+    def reopen(self, run: Any, *obsolete: str) -> None:
+        """Set the status of an earlier run to RUNNING, and delete its ``obsolete`` tags."""
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        for name in set(obsolete) & run.data.tags.keys():
+            self.client.delete_tag(run.info.run_id, name)
 
     def close_dead_runs(
         self, experiment_id: str, reason: str, ends: Mapping[str, tuple[str, str]] | None = None
@@ -316,25 +313,14 @@ def quoted(text: str) -> str:
 class OpenRun:
     """A run with status RUNNING, ended by :meth:`finish` or :meth:`fail`."""
 
-    def __init__(
-        self,
-        tracker: Tracker,
-        info: Any,
-        recipe: Recipe,
-        attempt: int,
-        earlier: Mapping[str, float],
-        stated: Collection[str],
-    ):
+    def __init__(self, tracker: Tracker, run: Any, recipe: Recipe, attempt: int):
         self.tracker = tracker
-        self.run_id: str = info.run_id
-        self.artifact_uri: str = info.artifact_uri.rstrip("/")
+        self.run_id: str = run.info.run_id
+        self.artifact_uri: str = run.info.artifact_uri.rstrip("/")
         self.recipe = recipe
         self.attempt = attempt
-        self._info = info
-        self._earlier = earlier
-        """Metrics that the run had before."""
-        self._stated = stated
-        """Names of the parameters that it had before, which MLflow does not let change."""
+        self._opened = run
+        """MLflow's run as it was opened, with the metrics and parameters of an earlier attempt."""
         self._after = -1
         """Timestamp after those of the metrics of another result; -1 until it is known."""
 
@@ -366,7 +352,7 @@ class OpenRun:
             entry = entry.model_copy(update={"artifact": self._keep_files(entry, folder)}).sealed()
             own = {"rd3.status": "done", DIGEST: str(entry.digest)} | ({"mlflow.note.content": note} if note else {})
             # A forgotten result may have run at another precision: its run keeps that one, the entry has this one.
-            new = {"ran_precision"} & entry.result.keys() - set(self._stated)
+            new = {"ran_precision"} & entry.result.keys() - self._opened.data.params.keys()
             ran = {name: str(entry.result[name]) for name in new}
             self.tracker.log(self.run_id, points=points, parameters=ran, tags={**(tags or {}), **own})
             if isinstance(self.recipe, EvaluationRecipe):
@@ -383,11 +369,12 @@ class OpenRun:
         of another result, which was forgotten.
         """
         if self._after < 0:
-            other = next((name for name, value in figures.items() if self._earlier.get(name, value) != value), None)
+            earlier = self._opened.data.metrics
+            other = next((name for name, value in figures.items() if earlier.get(name, value) != value), None)
             known = self.tracker.client.get_metric_history(self.run_id, other) if other else []
             self._after = max((metric.timestamp + 1 for metric in known), default=0)
         _begun, ended = span_ms(entry) or (0, 0)
-        return max(int(self._info.start_time) + self.attempt, ended, self._after)
+        return max(int(self._opened.info.start_time) + self.attempt, ended, self._after)
 
     def _keep_files(self, entry: Entry, folder: Path) -> str:
         """Upload the files; returns their address."""

@@ -104,9 +104,7 @@ class SweepRuns:
             if parents:
                 run = parents[0]
                 self.tracker.log(run.info.run_id, tags=own)
-                client.update_run(run.info.run_id, status="RUNNING")
-                if "rd3.reason" in run.data.tags:
-                    client.delete_tag(run.info.run_id, "rd3.reason")
+                self.tracker.reopen(run, "rd3.reason")
             else:
                 run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
             self.run_id, self.started = run.info.run_id, run.info.start_time

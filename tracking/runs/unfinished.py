@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from rd3.errors import RD3Error
+from rd3.store import visible_files
 from tracking.runs.artifacts import delete
 from tracking.runs.runs import OpenRun
 
@@ -38,12 +39,7 @@ class UnfinishedWork:
 
     def _files(self) -> dict[str, float]:
         """Map relative names to modification times; hidden files, which are still being written, are left out."""
-        found = ((path, path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
-        return {
-            name.as_posix(): path.stat().st_mtime
-            for path, name in found
-            if not any(part.startswith(".") for part in name.parts)
-        }
+        return {name.as_posix(): (self.folder / name).stat().st_mtime for name in visible_files(self.folder)}
 
     def upload(self, *, leaving: bool = False) -> None:
         """Upload changed files if ``every_s`` seconds have passed or the process is ``leaving``; thread-safe."""

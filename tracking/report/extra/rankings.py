@@ -7,14 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rd3.comparisons import MIN_SEEDS, Values
-from rd3.rankings import (
-    RankingAgreement,
-    on_shared_seeds,
-    rank_bootstrap,
-    rank_intervals,
-    ranking,
-    ranking_agreement,
-)
+from rd3.rankings import RankingAgreement, on_shared_seeds, rank_bootstrap, rank_intervals, ranking, ranking_agreement
 from tracking.report.blocks import Setting, by_place
 from tracking.report.columns import values_of
 from tracking.report.extra import Table, register_table
