@@ -97,10 +97,7 @@ def is_constant(difference: PairedDifference) -> bool:
 
 
 def single_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference | None:
-    """The paired difference of two methods by themselves, from two shared seeds on.
-
-    None without a standard deviation: for one seed, or if :func:`is_constant`.
-    """
+    """The paired difference of two methods by themselves; None for a single shared seed, or if :func:`is_constant`."""
     found = paired_difference(first, second) if len(first) > 1 else None
     return None if found is None or is_constant(found) else found
 

@@ -21,8 +21,8 @@ class Setting(NamedTuple):
     """Changed and varied fields of the protocol, and label teachers."""
 
 
-class Place(NamedTuple):
-    """Dataset, IPC and setting: a block of the Friedman test."""
+class Block(NamedTuple):
+    """Where methods are compared; a block of the Friedman test."""
 
     dataset: str
     ipc: int
@@ -43,24 +43,24 @@ def method_text(score: Score) -> str:
     return split(score)[1]
 
 
-def by_place(scores: Sequence[Score], *, planned: bool = False) -> dict[Place, dict[str, Score]]:
-    """Scores by place and method, in the order of the grid; evaluations at two places count at the first.
+def by_block(scores: Sequence[Score], *, planned: bool = False) -> dict[Block, dict[str, Score]]:
+    """Scores by block and method, in the order of the grid; evaluations at two blocks count at the first.
 
     Only scores with results, or with ``planned`` all that are supported.
     """
-    found: dict[Place, dict[str, Score]] = {}
+    found: dict[Block, dict[str, Score]] = {}
     for score in scores:
         if score.keys if planned else score.by_seeds:
             setting, method = split(score)
-            found.setdefault(Place(score.dataset, score.ipc, setting), {})[method] = score
-    firsts: dict[tuple[tuple[str, ...], ...], Place] = {}  # by the keys of the evaluations of each method
-    for place, methods in found.items():
-        firsts.setdefault(tuple(score.keys if planned else score.evaluations for score in methods.values()), place)
-    return {place: found[place] for place in firsts.values()}
+            found.setdefault(Block(score.dataset, score.ipc, setting), {})[method] = score
+    firsts: dict[tuple[tuple[str, ...], ...], Block] = {}  # by the keys of the evaluations of each method
+    for block, methods in found.items():
+        firsts.setdefault(tuple(score.keys if planned else score.evaluations for score in methods.values()), block)
+    return {block: found[block] for block in firsts.values()}
 
 
 def complete(scores: Sequence[Score]) -> tuple[list[str], list[dict[str, Score]]]:
-    """All methods, and the places at which every one of them has a result."""
-    places = by_place(scores)
-    methods = list(dict.fromkeys(name for found in places.values() for name in found))
-    return methods, [found for found in places.values() if len(found) == len(methods)]
+    """All methods, and the blocks at which every one of them has a result."""
+    blocks = by_block(scores)
+    methods = list(dict.fromkeys(name for found in blocks.values() for name in found))
+    return methods, [found for found in blocks.values() if len(found) == len(methods)]

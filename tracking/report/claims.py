@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rd3.claims import FAILS, HOLDS, OPEN, Claim, Evidence, Test, contrast, judge, overall
-from tracking.report.blocks import Place, Setting, by_place
+from tracking.report.blocks import Block, Setting, by_block
 from tracking.report.columns import EQUIVALENCE_MARGIN, several_sets, unit_means, unit_of
 from tracking.report.extra._base import Table
 from tracking.report.results import Results
@@ -61,7 +61,7 @@ class Judged:
 class Case:
     """One row: what is compared where, the numbers that are shown, and the contrasts that are tested."""
 
-    place: Place
+    block: Block
     compared: str
     shown: tuple[Values, ...]
     """Differences with intervals in the row."""
@@ -74,69 +74,68 @@ class Case:
 def judged(claim: Claim, results: Results) -> Judged:
     """The verdict on a claim, with a row for each of its cases."""
     # With planned ones, so that the first setting and the first method are the grid's own.
-    cases = list(_CASES[claim.test](claim, by_place(results.scores, planned=True)))
+    cases = list(_CASES[claim.test](claim, by_block(results.scores, planned=True)))
     bound = EQUIVALENCE_MARGIN if claim.test == "better" else None
     found = judge([case.tested for case in cases], bound)
     verdicts = [one.verdict for one in found]
     counts = [f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts]
     unfinished = sum(any(score.status != "done" for score in case.scores) for case in cases)
     counts += [f"{unfinished} not finished"] if unfinished else []
-    names = _names([case.place for case in cases])
-    rows = [_row(case, one, names[case.place]) for case, one in zip(cases, found, strict=True)]
+    names = _names([case.block for case in cases])
+    rows = [_row(case, one, names[case.block]) for case, one in zip(cases, found, strict=True)]
     whole = overall(verdicts, complete=not unfinished)
     verdict = f"{whole} ({', '.join(counts)})" if rows else f"{OPEN} (nothing to compare)"
     table = Table("Claim", COLUMNS, rows, RULES[claim.test])
     return Judged(claim.text, verdict, table.without_empty() if rows else table)
 
 
-def _better(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
-    for place, methods in places.items():
+def _better(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+    for block, methods in blocks.items():
         for one, other in itertools.product(methods, methods):
             if methods[one].method in claim.better and methods[other].method in claim.than:
                 values = _difference(*_by_seed(methods[one], methods[other]))
-                yield Case(place, f"{one} − {other}", (values,), (values,), (methods[one], methods[other]))
+                yield Case(block, f"{one} − {other}", (values,), (values,), (methods[one], methods[other]))
 
 
-def _same_ranking(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
-    for first, place in _changes(places):
-        common = [name for name in places[first] if name in places[place]]
+def _same_ranking(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+    for first, block in _changes(blocks):
+        common = [name for name in blocks[first] if name in blocks[block]]
         for one, other in itertools.combinations(common, 2):
-            compared = tuple(places[at][name] for at in (first, place) for name in (one, other))
+            compared = tuple(blocks[at][name] for at in (first, block) for name in (one, other))
             by_set = several_sets(compared)
             before, after = (_difference(*_by_seed(*pair, by_set=by_set)) for pair in (compared[:2], compared[2:]))
             values = (before, after)
-            yield Case(place, f"{one} − {other}: first setting, here", values, values, compared)
+            yield Case(block, f"{one} − {other}: first setting, here", values, values, compared)
 
 
-def _evaluation(claim: Claim, places: Mapping[Place, Mapping[str, Score]]) -> Iterator[Case]:
-    for first, place in _changes(places):
-        base = next(iter(places[first]))
-        for name in places[first]:
-            if name != base and name in places[place]:
-                scores = (places[place][name], places[first][name], places[first][base])
+def _evaluation(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+    for first, block in _changes(blocks):
+        base = next(iter(blocks[first]))
+        for name in blocks[first]:
+            if name != base and name in blocks[block]:
+                scores = (blocks[block][name], blocks[first][name], blocks[first][base])
                 # The method's change by the setting, and its difference from the first method under the first setting.
                 after, before, of_base = _by_seed(*scores)
                 change, apart = _difference(after, before), _difference(before, of_base)
-                tested = ([a + b for a, b in zip(change, apart, strict=True)],
-                          [a - b for a, b in zip(change, apart, strict=True)])  # fmt: skip
+                tested = tuple([a + sign * b for a, b in zip(change, apart, strict=True)] for sign in (1, -1))
                 compared = f"{name}: change by the setting, against {name} − {base} under the first"
-                yield Case(place, compared, (change, apart), tested, scores)
+                yield Case(block, compared, (change, apart), tested, scores)
 
 
-_CASES: Mapping[Test, Callable[[Claim, Mapping[Place, Mapping[str, Score]]], Iterator[Case]]] = {
+_CASES: Mapping[Test, Callable[[Claim, Mapping[Block, Mapping[str, Score]]], Iterator[Case]]] = {
     "better": _better,
     "same ranking": _same_ranking,
     "evaluation": _evaluation,
 }
 
 
-def _changes(places: Mapping[Place, Mapping[str, Score]]) -> Iterator[tuple[Place, Place]]:
-    """Pairs of the first place of each dataset and IPC, and another one that differs in its setting."""
-    first: dict[tuple[str, int], Place] = {}
-    for place in places:
-        base = first.setdefault((place.dataset, place.ipc), place)
-        if base != place:
-            yield base, place
+def _changes(blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[tuple[Block, Block]]:
+    """Pairs of the first block of each dataset and IPC, and another one that differs in its setting."""
+    first: dict[tuple[str, int], Block] = {}
+    for block in blocks:
+        base = first.setdefault((block.dataset, block.ipc), block)
+        if base != block:
+            yield base, block
 
 
 def _difference(first: Values, second: Values) -> list[float]:
@@ -155,12 +154,12 @@ def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
     return [[one[seed] for seed in shared] for one in values]
 
 
-def _names(places: Sequence[Place]) -> dict[Place, str]:
-    """Names of the places' settings, by the fields in which these differ; the one without changes is the first."""
-    differ = [name for name in Setting._fields if len({getattr(place.setting, name) for place in places}) > 1]
-    texts = {place: [_field(place.setting, name) for name in differ] for place in places}
+def _names(blocks: Sequence[Block]) -> dict[Block, str]:
+    """Names of the blocks' settings, by the fields in which these differ; the one without changes is the first."""
+    differ = [name for name in Setting._fields if len({getattr(block.setting, name) for block in blocks}) > 1]
+    texts = {block: [_field(block.setting, name) for name in differ] for block in blocks}
     base = "first setting" if differ else ""
-    return {place: ", ".join(filter(None, found)) or base for place, found in texts.items()}
+    return {block: ", ".join(filter(None, found)) or base for block, found in texts.items()}
 
 
 def _field(setting: Setting, name: str) -> str:
@@ -169,13 +168,13 @@ def _field(setting: Setting, name: str) -> str:
 
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:
-    place = case.place
+    block = case.block
     unit = unit_of(case.scores)
     counts = list(dict.fromkeys(map(len, case.shown)))  # the settings of an unfinished grid may have unequal ones
     points = "; ".join(map(_points, case.shown))
     p_values = [_p_text(found.adjusted), _p_text(found.equivalent)]
     seeds = f"{' and '.join(map(str, counts))} {unit if counts != [1] else unit.removesuffix('s')}"
-    return [place.dataset, str(place.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
+    return [block.dataset, str(block.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
 
 
 def _p_text(value: float | None) -> str:

@@ -47,9 +47,8 @@ class GridEntries:
     def compare(self, tracker: Tracker) -> int:
         """Raise :class:`DataCorrupt` for the first entry whose digest differs from that of its MLflow run.
 
-        Entries without a digest or a run pass; returns the number of runs that MLflow does not have.
-
-        Raises :class:`TrackingError` if the tracking server does not respond.
+        Entries without a digest or a run pass; returns the number of runs that MLflow does not have.  Raises
+        :class:`TrackingError` if the tracking server does not respond.
         """
         if not any(entry.run_id for entry in self._found.values()):
             return 0

@@ -371,10 +371,7 @@ def _panels(titles: Sequence[str], width: float, height: float, *, least: float,
 def panels_chart(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, name: str = "panels"
 ) -> bytes:
-    """Panels by title, with common axes and a common legend; each has lines of (x, y) points by label.
-
-    ``x`` and ``y`` label the axes.
-    """
+    """Panels by title, each with lines of (x, y) points by label; ``x`` and ``y`` label the common axes."""
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     looks: dict[str, dict[str, Any]] = {
         label: {"color": COLOURS[place % len(COLOURS)], "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 1.4}

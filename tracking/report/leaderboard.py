@@ -80,7 +80,7 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
     """What was evaluated here, if it is finished, and what the paper prints."""
     cell: dict[str, Any] = {name: getattr(score, name) for name in ("dataset", "ipc", "method", "labels", "student")}
     # Of the reasons why a score cannot be compared with the paper's, this one belongs to the protocol.
-    tested = [VALIDATED] if VALIDATED in score.apart else []
+    tested = [VALIDATED] if VALIDATED in score.not_comparable else []
     if score.top1 is not None:
         yield Standing(
             **cell,

@@ -120,7 +120,7 @@ class Score:
     reduced: Mapping[str, tuple[float, float]]
     """Map of fields to (value of the run, published value)."""
     paper: PaperValue | None
-    apart: tuple[str, ...]
+    not_comparable: tuple[str, ...]
     """Differences from the paper's experiment that rule out a comparison with its value."""
     unsupported: str
     """Reason why the cell cannot be run, or empty."""
@@ -184,11 +184,8 @@ class Score:
 
     @property
     def delta(self) -> float | None:
-        """Difference from the paper's mean in points; None if either is missing or the experiments differ.
-
-        There is no confidence interval, because the paper does not state the number of runs.
-        """
-        if self.top1 is None or self.paper is None or self.reduced or self.apart:
+        """Difference from the paper's mean in points; None if either is missing or the experiments differ."""
+        if self.top1 is None or self.paper is None or self.reduced or self.not_comparable:
             return None
         return self.top1.mean - self.paper.mean
 
@@ -241,7 +238,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         or ("",),  # None: a set that is not there yet
         reduced=reduced,
         paper=printed,
-        apart=tuple(apart),
+        not_comparable=tuple(apart),
         unsupported=next((row["reason"] or "not supported" for row in repeats if row["status"] == "unsupported"), ""),
         precisions=tuple(sorted({row["ran_precision"] for row in done if row["ran_precision"]})),
         sets=tuple(per_set),

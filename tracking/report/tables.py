@@ -101,8 +101,8 @@ def notes_of(score: Score, mixed: bool) -> list[str]:
         found.append(f"{score.method} at IPC {score.ipc}: {score.top1.n} of {score.planned} repeats done")
     if score.paper is not None and score.paper.remark:
         found.append(f"the paper's Table {score.paper.table}: {score.paper.remark}")
-    if score.paper is not None and score.apart:
-        found.append(f"not comparable with the paper ({', '.join(score.apart)})")
+    if score.paper is not None and score.not_comparable:
+        found.append(f"not comparable with the paper ({', '.join(score.not_comparable)})")
     return found
 
 
@@ -171,10 +171,7 @@ def _check_columns(scores: Sequence[Score]) -> None:
 
 
 def result_table(scores: Sequence[Score]) -> ResultTable:
-    """The table of scores that share dataset, protocol, teacher, student and labels.
-
-    Raises :class:`BadValue` if a column would mix protocols.
-    """
+    """The table of scores that share dataset, protocol, teacher, student and labels, or :class:`BadValue`."""
     _check_columns(scores)
     first = scores[0]
     common = {
@@ -318,7 +315,7 @@ def to_csv(scores: Sequence[Score], tables: Sequence[ResultTable]) -> str:
             reduced_text(score.reduced),
             *((paper.mean, paper.std, paper.table, paper.remark) if paper else [None] * 4),
             score.delta,
-            ", ".join(score.apart),
+            ", ".join(score.not_comparable),
             *(score.generation_wall_s, score.generation_process_s),
             *(" ".join(score.sets), " ".join(score.evaluations)),
             *((got.units, got.low, got.high, *(got.components or (None, None))) if got else [None] * 5),

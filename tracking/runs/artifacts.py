@@ -22,14 +22,14 @@ from tracking.ledger.object_store import folder_errors, is_direct, open_objects
 from tracking.runs.client import mlflow_errors, quiet_mlflow
 
 
-def what(entry: Entry) -> str:
+def _name(entry: Entry) -> str:
     """Name of an entry in messages, such as ``set 0123456789ab``."""
     return f"{entry.kind} {entry.key[:12]}"
 
 
 def _address(entry: Entry) -> str:
     if not entry.artifact:
-        raise FilesNotExported(f"The ledger entry of {what(entry)} has no artifact.", "run or import it again")
+        raise FilesNotExported(f"The ledger entry of {_name(entry)} has no artifact.", "run or import it again")
     return entry.artifact
 
 
@@ -105,7 +105,7 @@ def fetch(entry: Entry, cache: Path, tracking_uri: str = "") -> Path:
     uri = _address(entry)
     folder = open_objects(uri).folder if is_direct(uri) else None
     if folder is not None:
-        check_files(folder, entry.files, what(entry))
+        check_files(folder, entry.files, _name(entry))
         return folder
     target = cache / entry.kind / entry.key
     with contextlib.suppress(DataMissing, DataCorrupt):
@@ -117,7 +117,7 @@ def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
     """The folder ``target`` with verified files, downloaded unless they are there."""
     if target.is_dir():
         try:
-            check_files(target, entry.files, what(entry))
+            check_files(target, entry.files, _name(entry))
             return target
         except (DataMissing, DataCorrupt):
             _remove(target)
@@ -127,11 +127,11 @@ def _cached(entry: Entry, uri: str, target: Path, tracking_uri: str) -> Path:
         staging.mkdir(parents=True)
     try:
         _download(entry, uri, staging, tracking_uri)
-        check_files(staging, entry.files, what(entry))
+        check_files(staging, entry.files, _name(entry))
         try:
             staging.rename(target)
         except OSError:  # another process on this machine finished first
-            check_files(target, entry.files, what(entry))
+            check_files(target, entry.files, _name(entry))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
@@ -170,7 +170,7 @@ def _download(entry: Entry, uri: str, folder: Path, tracking_uri: str) -> None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 found = source.download(name, folder / name)
             if not found:
-                raise DataMissing(f"{what(entry)} lacks its file {name} at {uri}.", "run or import it again")
+                raise DataMissing(f"{_name(entry)} lacks its file {name} at {uri}.", "run or import it again")
         return
     with mlflow_errors(tracking_uri, uri):
         repository(uri, tracking_uri).download_artifacts("", dst_path=str(folder))

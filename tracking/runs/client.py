@@ -20,7 +20,7 @@ from tracking.ledger.s3 import s3_errors
 from tracking.ledger.s3_faults import PERMANENT_STATUSES, Refusal, refused
 from tracking.place import Place
 from tracking.runs.database import schema_fault, sqlite_schema_fault
-from tracking.runs.faults import MLFLOW, SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
+from tracking.runs.faults import MLFLOW_DATABASE, SQLITE, STATUSES, TEXTS, sqlite_fault, tracking_server
 from tracking.runs.reachable import sqlite_path
 
 _NO_HOME = "/nonexistent"
@@ -62,10 +62,7 @@ def open_client(place: Place) -> Any:
 
 
 def _keep_locations_apart(service: Any) -> None:
-    """Cache where the files of a run are per client instead of per process.
-
-    MLflow's own cache is keyed by the run's ID alone, which a copied home shares with its original.
-    """
+    """Cache where a run's files are per client: MLflow's cache goes by the run's ID, which a copied home shares."""
     from mlflow.tracking._tracking_service import utils
 
     uncached = service._get_artifact_repo
@@ -179,7 +176,7 @@ def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     schema = _schema_fault(text, uri)
     if schema is not None:
         return schema
-    facts = {"where": where, "database": where, **MLFLOW}
+    facts = {"where": where, "database": where, **MLFLOW_DATABASE}
     if uri.startswith("sqlite") and fault_in(text, SQLITE):
         return sqlite_fault(error, sqlite_path(uri))
     if fault := fault_in(text, TEXTS):

@@ -97,7 +97,7 @@ STATUSES = {
 """HTTP statuses with a cause of their own."""
 
 
-MLFLOW = {
+MLFLOW_DATABASE = {
     "name": "MLflow database",
     "elsewhere": "set MLFLOW_TRACKING_URI",
     "move": "set RD3_HOME, or MLFLOW_TRACKING_URI if it is set, to another file system",
@@ -107,7 +107,7 @@ MLFLOW = {
 """What the texts of :data:`SQLITE` say of MLflow's database."""
 
 
-def sqlite_fault(error: Exception, database: Path, texts: Mapping[str, str] = MLFLOW) -> Fault:
+def sqlite_fault(error: Exception, database: Path, texts: Mapping[str, str] = MLFLOW_DATABASE) -> Fault:
     """What is wrong with an SQLite database: MLflow's, unless ``texts`` says otherwise."""
     text = str(error)
     if re.search("disk I/O error|is locked|unable to open", text) and (refused := _refused(database.parent)):

@@ -155,10 +155,7 @@ class Tracker:
         return list(found if of_any_ledger else filter(self._is_ours, found))
 
     def share_view(self, experiment_id: str, key: str, view: Mapping[str, Any]) -> str:
-        """Store a view of the experiment's runs (filter, order, columns) under ``key``; returns its path in the UI.
-
-        The format is that of "Share view" in the MLflow UI.
-        """
+        """Store a view of the experiment's runs, as "Share view" of the MLflow UI does; returns its path there."""
         with self.errors():
             self.client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
         return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={key}"

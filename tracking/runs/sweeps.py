@@ -50,10 +50,7 @@ class SweepRecords:
             self._write(f"sweeps/scores/{evaluation}.json", score)
 
     def record_test(self, target: str, test: Mapping[str, Any]) -> None:
-        """Record a test before it runs, so that it is on record even if it fails.
-
-        ``test["evaluations"]`` lists the keys of its evaluations.
-        """
+        """Record a test before it runs, even if it fails; its ``evaluations`` are their keys."""
         self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
 
     def tests(self, target: str = "") -> list[dict[str, Any]]:

@@ -25,10 +25,7 @@ UNFINISHED = "unfinished"
 
 
 class UnfinishedWork:
-    """Uploads and downloads the files in a recipe's result folder on this machine.
-
-    An upload that fails is retried with the next one.
-    """
+    """The files in a recipe's result folder on this machine; an upload that fails is retried with the next one."""
 
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):
         self.run, self.folder, self.every_s = run, folder, every_s

@@ -32,7 +32,7 @@ def _score(method="rded", ipc=10, tops=(40.0, 41.0), **more):
         "generation_process_s": 2.5 * ipc,
         "reduced": {},
         "paper": None,
-        "apart": (),
+        "not_comparable": (),
         "unsupported": "",
         "resolved": {"temperature": 20.0, "batch_size": 50, "zeta": 1.0, "loss": "kl"},
     } | more

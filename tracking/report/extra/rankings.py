@@ -8,7 +8,7 @@ from typing import Any
 
 from rd3.comparisons import MIN_SEEDS, Values
 from rd3.rankings import RankingAgreement, on_shared_seeds, rank_bootstrap, rank_intervals, ranking, ranking_agreement
-from tracking.report.blocks import Setting, by_place
+from tracking.report.blocks import Setting, by_block
 from tracking.report.columns import values_of
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
@@ -80,8 +80,8 @@ def rankings(results: Results) -> Table | None:
 def _settings(scores: Sequence[Score]) -> dict[tuple[str, int], dict[Setting, dict[str, Score]]]:
     """Finished scores by (dataset, IPC), by the setting and by the method with its own settings."""
     found: dict[tuple[str, int], dict[Setting, dict[str, Score]]] = {}
-    for place, methods in by_place(scores).items():
-        found.setdefault((place.dataset, place.ipc), {})[place.setting] = methods
+    for block, methods in by_block(scores).items():
+        found.setdefault((block.dataset, block.ipc), {})[block.setting] = methods
     return found
 
 

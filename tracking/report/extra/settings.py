@@ -75,7 +75,7 @@ def _cell(score: Score | None) -> str | None:
     """
     if score is None:
         return None
-    paper = score.paper is not None and (score.printed or not score.apart)
+    paper = score.paper is not None and (score.printed or not score.not_comparable)
     texts = (top1_text(score), reduced_text(score.reduced), f"paper {paper_text(score.paper)}" if paper else "")
     return "; ".join(filter(None, texts))
 
