@@ -172,13 +172,9 @@ def _row(case: Case, found: Evidence, setting: str) -> list[str]:
     unit = unit_of(case.scores)
     counts = list(dict.fromkeys(map(len, case.shown)))  # the settings of an unfinished grid may have unequal ones
     points = "; ".join(map(_points, case.shown))
-    p_values = [_p_text(found.adjusted), _p_text(found.equivalent)]
+    p_values = ["" if p is None else f"{p:.2g}".replace("-", "−") for p in (found.adjusted, found.equivalent)]
     seeds = f"{' and '.join(map(str, counts))} {unit if counts != [1] else unit.removesuffix('s')}"
     return [block.dataset, str(block.ipc), setting, case.compared, points, seeds, *p_values, found.verdict]
-
-
-def _p_text(value: float | None) -> str:
-    return "" if value is None else f"{value:.2g}".replace("-", "−")
 
 
 def _points(values: Values) -> str:

@@ -62,14 +62,6 @@ class Published:
     """Runs the grid again, in that folder."""
 
 
-@dataclass(frozen=True)
-class Page:
-    """What the template renders."""
-
-    boards: list[Board]
-    grids: dict[str, Published]
-
-
 def standings(found: Mapping[str, Results]) -> list[Standing]:
     """The finished points of grids by name, and each paper value beside them once; points of ``vary`` are left out."""
     scores = ((score, grid) for grid, results in found.items() for score in results.scores if not score.varied)
@@ -124,7 +116,7 @@ def write_leaderboard(found: Mapping[str, Results], grids: Mapping[str, Publishe
 
     ``found``: the results of ``grids``, by name.
     """
-    page = fill("leaderboard.html.j2", Page(boards(standings(found)), dict(grids)))
+    page = fill("leaderboard.html.j2", {"boards": boards(standings(found)), "grids": grids})
     with write_errors(out, "choose another folder (--out)", "the leaderboard"):
         write_atomically(out / "index.html", page)
     return out / "index.html"

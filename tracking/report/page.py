@@ -24,11 +24,11 @@ from tracking.report.files import write_files
 from tracking.report.latex import latex_of_results, latex_of_texts
 from tracking.report.pairs import Pair, evaluation_texts, interval_text, pairs
 from tracking.report.provenance import Provenance
-from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.sheets import Fetch, Sheet, contact_sheets
 from tracking.report.tables import ResultTable
+from tracking.runs.fields import Find
 from tracking.runs.garbage import without_collection
 
 
@@ -103,8 +103,7 @@ def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     counts = frame["status"].value_counts()
     dates = sorted(_distinct(frame, "finished_at"))
     threads = _distinct(frame, "threads")
-    texts = {column: ", ".join(_distinct(frame, column)) for column in _LISTED.values()}
-    entries = {name: texts[column] for name, column in _LISTED.items()}
+    entries = {name: ", ".join(_distinct(frame, column)) for name, column in _LISTED.items()}
     entries["evaluations"] = ", ".join(f"{count} {status}" for status, count in counts.items())
     entries["hardware"] += f", {'/'.join(threads)} thread(s) a trial" if threads else ""
     entries["finished"] = " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else ""

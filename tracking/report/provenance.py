@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from rd3.component import changes_text
-from tracking.report.query import Find
 from tracking.report.scores import Score, point_of
 from tracking.report.tables import seconds_text
+from tracking.runs.fields import Find
 
 
 @dataclass(frozen=True)

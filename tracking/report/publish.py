@@ -12,11 +12,10 @@ from rd3.errors import DataMissing
 from rd3.recipe import Key, read_recipe
 from rd3.store import Entry
 from tracking.report.page import write_report
-from tracking.report.query import Find
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import READING, escape_markdown, paper_text, top1_text
-from tracking.runs.fields import Fact, cell_facts, run_name
+from tracking.runs.fields import Fact, Find, cell_facts, run_name
 from tracking.runs.runs import Tracker, grid_tags, member_tag, quoted
 
 FOLDER = "report"

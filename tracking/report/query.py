@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from rd3.cell import Cell
-from rd3.store import Entry
-
-Find = Callable[[str, str], Entry | None]
-"""Maps (kind, key) to the ledger entry, or None."""
+from tracking.runs.fields import Find
 
 
 def own_settings(method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:

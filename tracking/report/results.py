@@ -12,9 +12,10 @@ import pandas as pd
 from rd3.cell import Cell
 from rd3.errors import why
 from rd3.registry import Registry
-from tracking.report.query import Find, rows
+from tracking.report.query import rows
 from tracking.report.scores import Score, scores
 from tracking.report.tables import ResultTable, result_tables
+from tracking.runs.fields import Find
 from tracking.runs.garbage import without_collection
 
 T = TypeVar("T")

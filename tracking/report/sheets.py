@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rd3.errors import RD3Error
 from tracking.report.blocks import method_text
-from tracking.report.query import Find
 from tracking.report.scores import Score
 from tracking.report.tables import seconds_text
+from tracking.runs.fields import Find
 
 Fetch = Callable[[str, str], Path]
 """Maps (kind, key) to a local folder with the verified files."""

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rd3.errors import TrackingError
 from tracking.ledger.faults import Fault, without_password
@@ -145,18 +144,18 @@ def check_sqlite_schema(database: sqlite3.Connection, uri: str, path: Path) -> N
 
     An older one that lacks tables is accepted: MLflow then migrates it by itself, and refuses one that has them all.
     """
-    found, (known, latest) = _revision(database), revisions()
+    (found, runs), (known, latest) = _revision_and_runs(database), revisions()
     if found is None or found == latest or not known:
         return
     if found not in known or _has_all_tables(path):
-        raise schema_fault(uri, found, path, _count_runs(database)).error(TrackingError, TrackingError)
+        raise schema_fault(uri, found, path, runs).error(TrackingError, TrackingError)
 
 
 def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
     """The fault of a database that MLflow cannot use; None if its schema is as it should be."""
     try:
-        with contextlib.closing(_open(path)) as database:
-            found, runs = _revision(database), _count_runs(database)
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)) as database:
+            found, runs = _revision_and_runs(database)
     except sqlite3.Error as error:  # locked or damaged, so what it has is unknown
         return sqlite_fault(error, path)
     if found == revisions()[1] and _has_all_tables(path):
@@ -164,24 +163,13 @@ def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
     return schema_fault(uri, found, path, runs)
 
 
-def _revision(database: sqlite3.Connection) -> str | None:
-    """The recorded schema revision; None if there is none."""
-    row = _first_row(database, "alembic_version", "version_num")
-    return None if row is None else str(row[0])
-
-
-def _count_runs(database: sqlite3.Connection) -> int:
-    row = _first_row(database, "runs", "count(*)")
-    return 0 if row is None else int(row[0])
-
-
-def _first_row(database: sqlite3.Connection, table: str, column: str) -> tuple[Any, ...] | None:
-    """None without the table, too; raises for a database that cannot be read."""
-    named = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    if database.execute(named, (table,)).fetchone() is None:
-        return None
-    row: tuple[Any, ...] | None = database.execute(f"SELECT {column} FROM {table}").fetchone()
-    return row
+def _revision_and_runs(database: sqlite3.Connection) -> tuple[str | None, int]:
+    """The recorded schema revision, None if there is none, and the number of runs."""
+    read = database.execute
+    tables = {name for (name,) in read("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    revision = read("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in tables else None
+    runs = read("SELECT count(*) FROM runs").fetchone() if "runs" in tables else None
+    return revision[0] if revision else None, runs[0] if runs else 0
 
 
 def _has_all_tables(path: Path) -> bool:
@@ -193,7 +181,3 @@ def _has_all_tables(path: Path) -> bool:
         return bool(utils._all_tables_exist(engine))
     finally:
         engine.dispose()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)

@@ -205,9 +205,8 @@ def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def thin(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
     """At most :data:`CURVE_POINTS` rows, evenly spaced, including the first and the last."""
-    if len(rows) <= CURVE_POINTS:
-        return list(rows)
-    return [rows[round(place * (len(rows) - 1) / (CURVE_POINTS - 1))] for place in range(CURVE_POINTS)]
+    count = min(len(rows), CURVE_POINTS)
+    return [rows[round(place * (len(rows) - 1) / max(1, count - 1))] for place in range(count)]
 
 
 def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int]]:

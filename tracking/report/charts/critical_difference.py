@@ -50,8 +50,9 @@ def critical_difference(results: Results, fetch: Fetch) -> Drawing | None:
     text = ranks_text(found, len(blocks))
     if len(methods) < FEWEST_METHODS:
         return _sentence(f"{text} A diagram needs at least {FEWEST_METHODS} methods. {BLOCKS}")
-    library = _library()
-    if library is None:
+    try:
+        library = importlib.import_module("scikit_posthocs")
+    except ModuleNotFoundError:
         return _sentence(f"{text} {INSTALL} {BLOCKS}")
     separated = found.p_value is not None and found.p_value < ALPHA
     drawn = _drawn(library, found.ranks, blocks, separated)
@@ -60,14 +61,6 @@ def critical_difference(results: Results, fetch: Fetch) -> Drawing | None:
 
 def _sentence(text: str) -> Drawing:
     return Drawing(TITLE, text, b"", text)
-
-
-def _library() -> Any:
-    """scikit-posthocs, or None where it is not installed."""
-    try:
-        return importlib.import_module("scikit_posthocs")
-    except ModuleNotFoundError:
-        return None
 
 
 def critical_distance(methods: int, blocks: int) -> float:

@@ -14,14 +14,12 @@ _MOST = 12
 """Panels of a chart at most."""
 _SETTING = ("student", "teacher", "protocol", "labels", "setting")
 """Columns that a title states where they differ."""
-Line = list[tuple[float, float]]
-"""(epoch, accuracy in per cent)."""
 
 
 @register_chart("dynamics")
 def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
     """Accuracy on synthetic and test images over the epochs, one panel per score; for grids that test in between."""
-    panels: dict[str, dict[str, Line]] = {}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}  # (epoch, accuracy in per cent)
     left_out: set[str] = set()
     rows = [row for row in results.rows if row["status"] == "done"]
     differ = [name for name in _SETTING if len({str(row[name]) for row in rows}) > 1]
