@@ -29,9 +29,8 @@ class GridEntries:
     def of(cls, cells: Sequence[Cell], ledger: Ledger) -> Self:
         """Read the entries of a grid's cells, one kind at a time."""
         entries = cls()
-        entries._read(ledger, "evaluation", (cell.evaluation for cell in cells))
-        entries._read(ledger, "set", (cell.set for cell in cells))
-        entries._read(ledger, "robustness", (cell.robustness for cell in cells))
+        for kind in ("evaluation", "set", "robustness"):
+            entries._read(ledger, kind, (getattr(cell, kind) for cell in cells))
         teacher_keys = (key for entry in list(entries._found.values()) for key in entry.recipe.get("teachers", ()))
         entries._read(ledger, "teacher", teacher_keys)
         return entries

@@ -158,11 +158,6 @@ def _bar(got: Summary) -> float | None:
     return got.half_95 if got.interval else None
 
 
-def varied_fields(scores: Sequence[Score]) -> list[str]:
-    """The protocol fields that were varied, in order of first appearance."""
-    return list(dict.fromkeys(name for score in scores for name in score.varied))
-
-
 def _value(score: Score, field: str) -> Any:
     """The field's value in the resolved protocol (a batch is capped at the set's size), or else in the grid.
 

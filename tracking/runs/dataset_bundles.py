@@ -139,9 +139,7 @@ def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterato
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Remove the owner's user and group from a tar member."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
+    return member.replace(uid=0, gid=0, uname="", gname="")
 
 
 def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Progress) -> None:

@@ -29,7 +29,6 @@ _LONGEST = 500
 
 _HASHES = ("classes", "content", "weights", "fingerprint")
 """Fields that hold a hash (``classes``: of the class list), which is shown with 12 digits, like keys of parents."""
-_NOT_SHOWN = ("kind", "format", "normalisation")
 
 
 def _text(value: Any) -> str:
@@ -46,11 +45,10 @@ def params(recipe: Recipe, facts: Mapping[str, Fact]) -> dict[str, str]:
     Nested fields (settings, protocol, training) become parameters of their own; one with the name of another field
     keeps that of its group before it, as in ``settings.resolution``.  Fields that are None are left out.
     """
-    plain = recipe.model_dump(mode="json")
     flat: dict[str, Any] = dict(facts)
-    data = plain.pop("data")
-    outer = {"dataset": data["name"], "fingerprint": data["fingerprint"], "split": data["split"]}
-    outer |= {name: value for name, value in plain.items() if name not in _NOT_SHOWN}
+    data = recipe.data
+    outer: dict[str, Any] = {"dataset": data.name, "fingerprint": data.fingerprint, "split": data.split}
+    outer |= recipe.model_dump(mode="json", exclude={"data", "kind", "format", "normalisation"})
     keys = {key for _kind, key in recipe.parents()}
     nested = {name: outer.pop(name) for name, value in list(outer.items()) if isinstance(value, dict)}
     for name, value in outer.items():
