@@ -200,17 +200,9 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
 
 def _line(score: Score, field: str) -> tuple[str, ...]:
     """The fields that all points of a line share."""
-    changes = changes_text(dict(sorted(score.overrides.items())))
-    return (
-        score.method,
-        score.dataset,
-        f"IPC {score.ipc}",
-        "" if field == "labels" else f"{score.labels} labels",
-        score.student,
-        score.teacher,
-        score.protocol,
-        changes,
-    )
+    labels = "" if field == "labels" else f"{score.labels} labels"
+    trained = (score.dataset, f"IPC {score.ipc}", labels, score.student, score.teacher, score.protocol)
+    return (score.method, *trained, changes_text(dict(sorted(score.overrides.items()))))
 
 
 def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensitivity") -> bytes:

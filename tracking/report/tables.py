@@ -263,16 +263,10 @@ def to_markdown(table: ResultTable) -> str:
     for row in table.rows:
         for ipc, score in sorted(row.scores.items()):
             markers = "".join(f" [{marker}]" for marker in table.markers(score))
-            values = (
-                row.label,
-                str(ipc),
-                _emphasised(top1_text(score), table.standing(row, ipc)) + markers,
-                paper_text(score.paper),
-                points_text(score.delta),
-                reduced_text(score.reduced),
-                seconds_text(score.generation_wall_s),
-                seconds_text(score.generation_process_s),
-            )
+            result = _emphasised(top1_text(score), table.standing(row, ipc)) + markers
+            compared = (paper_text(score.paper), points_text(score.delta), reduced_text(score.reduced))
+            times = map(seconds_text, (score.generation_wall_s, score.generation_process_s))
+            values = (row.label, str(ipc), result, *compared, *times)
             lines.append("| " + " | ".join(escape_markdown(value) for value in values) + " |")
     notes = [f"[{letter(index)}] {escape_markdown(note)}." for index, note in enumerate(table.notes)]
     if table.legend:
