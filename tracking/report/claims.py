@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rd3.claims import FAILS, HOLDS, OPEN, Claim, Evidence, Test, contrast, judge, overall
-from tracking.report.blocks import Block, Setting, by_block
+from tracking.report.blocks import Block, by_block
 from tracking.report.columns import EQUIVALENCE_MARGIN, several_sets, unit_means, unit_of
 from tracking.report.extra._base import Table
 from tracking.report.results import Results
 from tracking.report.scores import Score
+from tracking.report.tables import differences
 
 Values = Sequence[float]
 """Accuracies in per cent, or their differences in points, one for each shared seed."""
@@ -156,15 +157,9 @@ def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
 
 def _names(blocks: Sequence[Block]) -> dict[Block, str]:
     """Names of the blocks' settings, by the fields in which these differ; the one without changes is the first."""
-    differ = [name for name in Setting._fields if len({getattr(block.setting, name) for block in blocks}) > 1]
-    texts = {block: [_field(block.setting, name) for name in differ] for block in blocks}
-    base = "first setting" if differ else ""
-    return {block: ", ".join(filter(None, found)) or base for block, found in texts.items()}
-
-
-def _field(setting: Setting, name: str) -> str:
-    value: str = getattr(setting, name)
-    return f"{value} labels" if name == "labels" else value
+    settings = [block.setting._replace(labels=f"{block.setting.labels} labels") for block in blocks]
+    names = differences(settings)
+    return {block: name or ("first setting" if any(names) else "") for block, name in zip(blocks, names, strict=True)}
 
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:

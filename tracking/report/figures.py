@@ -26,7 +26,7 @@ from rd3.protocol import EvalProtocol
 from rd3.values import neutral_values
 from tracking.report.paper import names
 from tracking.report.scores import Score, Summary
-from tracking.report.tables import ResultTable, top1_text
+from tracking.report.tables import ResultTable, differences, top1_text
 
 INK = "#1f2328"
 """Replaced by ``currentColor`` in SVG, so that a chart follows the light or dark theme of its page."""
@@ -186,11 +186,10 @@ def sensitivity_lines(scores: Sequence[Score], field: str) -> dict[str, list[tup
         for score in scores
         if score.top1 is not None and _line(score, field) in varied and list(score.varied) in ([], [field])
     ]
-    fields = list(zip(*(_line(score, field) for score in shown), strict=True))
-    distinct = [i for i, values in enumerate(fields) if len(set(values)) > 1 or i == 0]
+    shown.sort(key=lambda score: bool(score.varied))
     lines: dict[str, dict[Any, Score]] = {}
-    for score in sorted(shown, key=lambda score: bool(score.varied)):
-        label = ", ".join(filter(None, (_line(score, field)[i] for i in distinct)))
+    for score, apart in zip(shown, differences([_line(score, field)[1:] for score in shown]), strict=True):
+        label = f"{score.method}, {apart}" if apart else score.method
         lines.setdefault(label, {}).setdefault(_value(score, field), score)
     return {
         label: sorted(points.items(), key=lambda point: (isinstance(point[0], str), point[0]))

@@ -9,7 +9,7 @@ from typing import Any
 from rd3.component import changes_text
 from tracking.report.results import Results
 from tracking.report.scores import Score, Summary, differing, summarise
-from tracking.report.tables import count_text, spread_text
+from tracking.report.tables import count_text, differences, spread_text
 
 SHOWN = ("dataset", "ipc", "method")
 """Fields of a score that its row always shows."""
@@ -66,10 +66,9 @@ def field_texts(score: Score, names: Sequence[str]) -> list[str]:
 
 def labels_of(found: Sequence[Measured]) -> list[str]:
     """A short name of each score: the fields that tell the scores apart."""
-    differ = differing([each.score for each in found])
-    fields = [name for name in fields_of(found) if name in differ]
-    texts = (field_texts(each.score, fields) for each in found)
-    return [", ".join(filter(None, words)) or ("base point" if fields else "") for words in texts]
+    fields = fields_of(found)
+    labels = differences([field_texts(each.score, fields) for each in found])
+    return [label or ("base point" if any(labels) else "") for label in labels]
 
 
 def fields_of(found: Sequence[Measured]) -> list[str]:

@@ -238,8 +238,13 @@ def short_names(found: Sequence[ResultTable]) -> list[str]:
         )
         for table in found
     ]
-    differ = [place for place, values in enumerate(zip(*described, strict=True)) if len(set(values)) > 1]
-    return [", ".join(filter(None, (values[place] for place in differ))) for values in described]
+    return differences(described)
+
+
+def differences(described: Sequence[Sequence[str]]) -> list[str]:
+    """What tells rows of texts apart: of each row, the texts at those places where the rows differ."""
+    differ = [place for place, texts in enumerate(zip(*described, strict=True)) if len(set(texts)) > 1]
+    return [", ".join(filter(None, (texts[place] for place in differ))) for texts in described]
 
 
 def escape_markdown(text: str) -> str:

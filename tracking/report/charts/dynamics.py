@@ -8,12 +8,11 @@ from tracking.report.figures import panels_chart
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
+from tracking.report.tables import differences
 from tracking.runs.fields import read_curve
 
 _MOST = 12
 """Panels of a chart at most."""
-_SETTING = ("student", "teacher", "protocol", "labels", "setting")
-"""Columns that a title states where they differ."""
 
 
 @register_chart("dynamics")
@@ -22,12 +21,13 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}  # (epoch, accuracy in per cent)
     left_out: set[str] = set()
     rows = [row for row in results.rows if row["status"] == "done"]
-    differ = [name for name in _SETTING if len({str(row[name]) for row in rows}) > 1]
-    for row in rows:
+    settings = differences(
+        [(row["student"], row["teacher"], row["protocol"], f"{row['labels']} labels", row["setting"]) for row in rows]
+    )
+    for row, setting in zip(rows, settings, strict=True):
         entry = results.find("evaluation", row["evaluation"])
         overrides = {name: row["overrides"][name] for name in row["overrides"] if name not in ("test_epochs", "labels")}
-        setting = (f"{row[name]} labels" if name == "labels" else str(row[name]) for name in differ)
-        texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", *setting, changes_text(overrides | row["varied"]))
+        texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", setting, changes_text(overrides | row["varied"]))
         title = ", ".join(filter(None, texts))
         tests = tests_by_epoch(entry.result) if entry is not None else []
         if len(tests) < 2 or title in panels:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rd3.stats import mean
 from tracking.report.blocks import split
 from tracking.report.extra import Table, register_table
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
-from tracking.report.scores import Score, differing
-from tracking.report.tables import points_text
+from tracking.report.scores import Score
+from tracking.report.tables import differences, points_text
 
 _COLUMNS = ("dataset", "IPC", "method", "evaluation", "tests", "last epoch", "best of the tests", "best − last")
-_EVALUATION = ("student", "teacher", "protocol", "labels")
-"""Fields of the column ``evaluation``, where they differ."""
 _NOTE = (
     "A diagnostic, never the headline: the best is chosen on the test images themselves, and rises with the number of "
     "tests. Means over the evaluations that were tested before their last epoch, which is one of the tests."
@@ -24,13 +20,16 @@ _NOTE = (
 @register_table("best-of-tests")
 def best_of_tests(results: Results) -> Table | None:
     """The best test during training beside the last epoch, a diagnostic; for protocols with test_epochs."""
-    differ = [name for name in _EVALUATION if name in differing(results.scores)]
-    rows = [row for score in results.scores if (row := _row(score, results, differ))]
+    evaluations = differences(
+        [(score.student, score.teacher, score.protocol, f"{score.labels} labels") for score in results.scores]
+    )
+    found = zip(results.scores, evaluations, strict=True)
+    rows = [row for score, evaluation in found if (row := _row(score, results, evaluation))]
     return Table("Best of several tests, a diagnostic", _COLUMNS, rows, _NOTE).without_empty() if rows else None
 
 
-def _row(score: Score, results: Results, differ: Sequence[str]) -> list[Score | str | float | None] | None:
-    """None for a score without several tests; ``differ``: fields of the evaluation that a row has to state."""
+def _row(score: Score, results: Results, evaluation: str) -> list[Score | str | float | None] | None:
+    """None for a score without several tests; ``evaluation``: what tells it from the others."""
     entries = [results.find("evaluation", key) for key in score.evaluations]
     tested = [tests for entry in entries if entry is not None and len(tests := tests_by_epoch(entry.result)) > 1]
     if not tested:
@@ -38,8 +37,7 @@ def _row(score: Score, results: Results, differ: Sequence[str]) -> list[Score | 
     last, best = mean([tests[-1][1] for tests in tested]), mean([max(top1 for _, top1 in tests) for tests in tested])
     setting, method = split(score)
     counts = sorted({len(tests) for tests in tested})
-    stated = (f"{score.labels} labels" if name == "labels" else str(getattr(score, name)) for name in differ)
     return [
-        *(score.dataset, score.ipc, method, ", ".join(filter(None, (*stated, score.setting, setting.changed)))),
+        *(score.dataset, score.ipc, method, ", ".join(filter(None, (evaluation, score.setting, setting.changed)))),
         *(" or ".join(map(str, counts)), f"{last:.1f}", f"{best:.1f}", points_text(best - last)),
     ]
