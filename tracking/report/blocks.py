@@ -29,7 +29,7 @@ class Block(NamedTuple):
     setting: Setting
 
 
-def split(score: Score) -> tuple[Setting, str]:
+def setting_and_method(score: Score) -> tuple[Setting, str]:
     """The setting of a score, and its method with the settings that are the method's own."""
     own, shared = split_overrides(score.method, score.overrides)
     shared.pop("labels", None)
@@ -40,7 +40,7 @@ def split(score: Score) -> tuple[Setting, str]:
 
 def method_text(score: Score) -> str:
     """The method of a score, with the settings that are the method's own."""
-    return split(score)[1]
+    return setting_and_method(score)[1]
 
 
 def by_block(scores: Sequence[Score], *, planned: bool = False) -> dict[Block, dict[str, Score]]:
@@ -51,7 +51,7 @@ def by_block(scores: Sequence[Score], *, planned: bool = False) -> dict[Block, d
     found: dict[Block, dict[str, Score]] = {}
     for score in scores:
         if score.keys if planned else score.by_seeds:
-            setting, method = split(score)
+            setting, method = setting_and_method(score)
             found.setdefault(Block(score.dataset, score.ipc, setting), {})[method] = score
     firsts: dict[tuple[tuple[str, ...], ...], Block] = {}  # by the keys of the evaluations of each method
     for block, methods in found.items():
@@ -59,7 +59,7 @@ def by_block(scores: Sequence[Score], *, planned: bool = False) -> dict[Block, d
     return {block: found[block] for block in firsts.values()}
 
 
-def complete(scores: Sequence[Score]) -> tuple[list[str], list[dict[str, Score]]]:
+def complete_blocks(scores: Sequence[Score]) -> tuple[list[str], list[dict[str, Score]]]:
     """All methods, and the blocks at which every one of them has a result."""
     blocks = by_block(scores)
     methods = list(dict.fromkeys(name for found in blocks.values() for name in found))

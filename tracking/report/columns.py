@@ -36,7 +36,7 @@ def unit_means(by_seeds: Mapping[Seeds, float], by_set: bool) -> dict[Hashable, 
     return {seed: mean(values) for seed, values in found.items()}
 
 
-def values_of(*columns: Mapping[str, Score]) -> list[dict[str, dict[Hashable, float]]]:
+def accuracies_by_unit(*columns: Mapping[str, Score]) -> list[dict[str, dict[Hashable, float]]]:
     """Per cent by label and unit of the scores with results, as :mod:`rd3.comparisons` takes them; one unit for all."""
     by_set = several_sets([score for column in columns for score in column.values()])
     return [
@@ -61,7 +61,7 @@ class Column:
         means = {label: score.top1.mean for label, score in scores.items() if score.top1 is not None}
         highest = max(means.values(), default=0.0)
         best = tuple(label for label, value in means.items() if math.isclose(value, highest, rel_tol=1e-12))
-        compared = tuple(compare_all(*values_of(scores), bound=EQUIVALENCE_MARGIN))
+        compared = tuple(compare_all(*accuracies_by_unit(scores), bound=EQUIVALENCE_MARGIN))
         return cls(best if len(means) > 1 else (), unit_of(list(scores.values())), compared)
 
     def standing(self, label: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rd3.component import changes_text
 from rd3.store import write_atomically, write_errors
 from tracking.report.page import fill
-from tracking.report.paper import names, place_of
+from tracking.report.paper import names, paper_order
 from tracking.report.results import Results
 from tracking.report.scores import VALIDATED, Score
 from tracking.report.tables import paper_text, reduced_text, top1_text
@@ -104,7 +104,7 @@ def boards(rows: list[Standing]) -> list[Board]:
     """The numbers by dataset, in the paper's order, and IPC; best first."""
 
     def place(row: Standing) -> tuple[object, ...]:
-        return (*place_of("datasets", row.dataset), row.ipc)
+        return (*paper_order("datasets", row.dataset), row.ipc)
 
     ordered = sorted(rows, key=lambda row: (*place(row), -row.top1))
     groups = [list(group) for _place, group in groupby(ordered, key=place)]

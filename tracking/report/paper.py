@@ -154,7 +154,7 @@ def incomparable(
     ]
 
 
-def place_of(kind: str, name: str) -> tuple[int, str]:
+def paper_order(kind: str, name: str) -> tuple[int, str]:
     """Sort key of a method or dataset (``kind``: ``methods`` or ``datasets``): the paper's order, then by name."""
     order = list(names()[kind])
     return (order.index(name) if name in order else len(order), name)

@@ -21,7 +21,7 @@ from tracking.runs.garbage import without_collection
 T = TypeVar("T")
 
 
-def produced(
+def run_all(
     registry: Registry[Callable[..., T | None]], failed: Callable[[str, str], T], *inputs: object
 ) -> dict[str, T]:
     """What the members of a registry make of ``inputs``, by name, without those that have nothing to show.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from rd3.component import changes_text
@@ -202,7 +201,7 @@ def result_table(scores: Sequence[Score]) -> ResultTable:
     )
 
 
-def _table_of(score: Score) -> tuple[str, ...]:
+def _table_key(score: Score) -> tuple[str, ...]:
     """Key of the table that a score belongs to."""
     _own, fields = split_overrides(score.method, score.overrides)
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels, score.setting)
@@ -224,9 +223,10 @@ def varied_tables(scores: Sequence[Score]) -> dict[str, list[ResultTable]]:
 
 
 def _grouped(scores: Sequence[Score]) -> list[ResultTable]:
-    order = {key: index for index, key in enumerate(dict.fromkeys(map(_table_of, scores)))}
-    grouped = groupby(sorted(scores, key=lambda score: order[_table_of(score)]), key=_table_of)
-    return [result_table(list(group)) for _key, group in grouped]
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for score in scores:
+        groups.setdefault(_table_key(score), []).append(score)
+    return [result_table(group) for group in groups.values()]
 
 
 def short_names(found: Sequence[ResultTable]) -> list[str]:

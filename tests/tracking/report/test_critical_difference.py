@@ -130,8 +130,8 @@ def test_the_same_evaluations_are_one_block():
     results = Results.of(grid.cells, grid.find)
     scores = [score for score in results.scores if not score.varied]
     again = [score.__class__(**{**vars(score), "varied": {"zeta": 1.5}}) for score in scores]
-    assert len(module.complete([*scores, *again])[1]) == 1
-    assert len(module.complete(results.scores)[1]) == 6
+    assert len(module.complete_blocks([*scores, *again])[1]) == 1
+    assert len(module.complete_blocks(results.scores)[1]) == 6
 
 
 def test_without_the_library_the_ranks_are_stated_and_how_to_install_it(monkeypatch):

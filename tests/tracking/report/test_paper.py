@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import pytest
 
-from tracking.report.paper import doubts, incomparable, names, paper_value, place_of
+from tracking.report.paper import doubts, incomparable, names, paper_order, paper_value
 
 TEXT = files("tracking.report").joinpath("data", "paper_results.csv").read_text(encoding="utf-8")
 
@@ -115,4 +115,4 @@ def test_what_sets_a_cell_apart():
 
 def test_order_is_the_papers_then_by_name():
     given = ["zeta", "rded", "alpha", "sre2l", "random"]
-    assert sorted(given, key=lambda name: place_of("methods", name)) == ["random", "sre2l", "rded", "alpha", "zeta"]
+    assert sorted(given, key=lambda name: paper_order("methods", name)) == ["random", "sre2l", "rded", "alpha", "zeta"]

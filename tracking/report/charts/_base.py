@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from rd3.registry import Registry
-from tracking.report.results import Results, produced
+from tracking.report.results import Results, run_all
 from tracking.report.sheets import Fetch
 
 
@@ -41,5 +41,5 @@ register_chart: Callable[[str], Callable[[ReportChart], ReportChart]] = CHARTS.r
 
 def drawings(results: Results, fetch: Fetch) -> list[Drawing]:
     """Every chart with something to show; one that fails shows the reason."""
-    found = produced(CHARTS, lambda name, reason: Drawing(name, f"Not drawn: {reason}", b""), results, fetch)
+    found = run_all(CHARTS, lambda name, reason: Drawing(name, f"Not drawn: {reason}", b""), results, fetch)
     return list(found.values())

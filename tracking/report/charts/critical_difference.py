@@ -15,7 +15,7 @@ from scipy.stats import studentized_range
 
 from rd3.rankings import AverageRanks, average_ranks
 from rd3.stats import mean
-from tracking.report.blocks import complete
+from tracking.report.blocks import complete_blocks
 from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import INK, STYLE, rendered
 from tracking.report.results import Results
@@ -37,15 +37,15 @@ INSTALL = "The diagram needs scikit-posthocs: pip install 'rd3[statistics]'."
 @register_chart("critical-difference")
 def critical_difference(results: Results, fetch: Fetch) -> Drawing | None:
     """Critical-difference diagram of the methods' average ranks; for grids with several methods."""
-    methods, places = complete(results.scores)
+    methods, complete = complete_blocks(results.scores)
     if len(methods) < 2:
         return None
-    if len(places) < FEWEST_BLOCKS:
+    if len(complete) < FEWEST_BLOCKS:
         return _sentence(
-            f"No average ranks: {len(places)} {'block has' if len(places) == 1 else 'blocks have'} a result of all "
+            f"No average ranks: {len(complete)} {'block has' if len(complete) == 1 else 'blocks have'} a result of all "
             f"{len(methods)} methods, at least {FEWEST_BLOCKS} are needed. {BLOCKS}"
         )
-    blocks = [{name: mean(list(found[name].by_seeds.values())) for name in methods} for found in places]
+    blocks = [{name: mean(list(found[name].by_seeds.values())) for name in methods} for found in complete]
     found = average_ranks(blocks)
     text = ranks_text(found, len(blocks))
     if len(methods) < FEWEST_METHODS:

@@ -8,7 +8,7 @@ from typing import Self
 
 from rd3.component import changes_text
 from rd3.registry import Registry
-from tracking.report.results import Results, produced
+from tracking.report.results import Results, run_all
 from tracking.report.scores import Score, differing
 from tracking.report.tables import escape_markdown, reduced_text, top1_text
 
@@ -66,7 +66,7 @@ register_table: Callable[[str], Callable[[ReportTable], ReportTable]] = TABLES.r
 
 def extra_tables(results: Results) -> dict[str, Table]:
     """Every table with something to show, by name; one that fails shows the reason."""
-    return produced(TABLES, lambda name, reason: Table(name, ["error"], [[reason]]), results)
+    return run_all(TABLES, lambda name, reason: Table(name, ["error"], [[reason]]), results)
 
 
 def _text(cell: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rd3.stats import mean
-from tracking.report.blocks import split
+from tracking.report.blocks import setting_and_method
 from tracking.report.extra import Table, register_table
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
@@ -35,7 +35,7 @@ def _row(score: Score, results: Results, evaluation: str) -> list[Score | str | 
     if not tested:
         return None
     last, best = mean([tests[-1][1] for tests in tested]), mean([max(top1 for _, top1 in tests) for tests in tested])
-    setting, method = split(score)
+    setting, method = setting_and_method(score)
     counts = sorted({len(tests) for tests in tested})
     return [
         *(score.dataset, score.ipc, method, ", ".join(filter(None, (evaluation, score.setting, setting.changed)))),

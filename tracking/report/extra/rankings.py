@@ -9,7 +9,7 @@ from typing import Any
 from rd3.comparisons import MIN_SEEDS, Values
 from rd3.rankings import RankingAgreement, on_shared_seeds, rank_bootstrap, rank_intervals, ranking, ranking_agreement
 from tracking.report.blocks import Setting, by_block
-from tracking.report.columns import values_of
+from tracking.report.columns import accuracies_by_unit
 from tracking.report.extra import Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -40,7 +40,7 @@ def ranks(results: Results) -> Table | None:
     for name, table in zip(short_names(results.tables), results.tables, strict=True):
         for ipc in table.ipcs:
             scores = {row.label: row.scores[ipc] for row in table.rows if ipc in row.scores}
-            found = _ranks(*values_of(scores))
+            found = _ranks(*accuracies_by_unit(scores))
             rows += [[name, str(ipc), *texts] for texts in found]
     columns = ("table", "ipc", "method", "rank", "95 % interval", "resampled")
     return Table("Ranks", columns, rows, NOTE_RANKS).without_empty() if rows else None
@@ -70,7 +70,7 @@ def rankings(results: Results) -> Table | None:
             if len(differ) != 1 or len(methods) < FEWEST:
                 continue
             sides = ({label: side[label] for label in methods} for side in (scores, others))
-            first, second = on_shared_seeds(*values_of(*sides))
+            first, second = on_shared_seeds(*accuracies_by_unit(*sides))
             if first[methods[0]]:
                 texts = _agreement(ranking_agreement(first, second))
                 rows.append([dataset, str(ipc), *differ[0], str(len(methods)), *texts])

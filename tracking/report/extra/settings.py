@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rd3.component import changes_text
 from tracking.report.extra._base import Cell, Table, register_table
-from tracking.report.paper import place_of
+from tracking.report.paper import paper_order
 from tracking.report.query import own_settings, split_overrides
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -58,7 +58,7 @@ def settings(results: Results) -> Table | None:
 
 
 def _position(row: Row) -> tuple[object, ...]:
-    return (*place_of("datasets", row.dataset), row.ipc, row.student)
+    return (*paper_order("datasets", row.dataset), row.ipc, row.student)
 
 
 def _method(score: Score) -> str:
