@@ -89,7 +89,10 @@ def _former(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
-    """Record the tests of winners again under the target (what was tested, as a digest) of the upgraded evaluations."""
+    """Record the tests of winners again under the target (what was tested, as a digest) of the upgraded evaluations.
+
+    The target is the former one where set and data kept their keys; the former record would count as a further winner.
+    """
     records = SweepRecords(ledger.objects)
     for test in records.tests():
         moved = {side: [keys.get(key, key) for key in test[side]] for side in ("evaluations", "base")}
@@ -103,7 +106,9 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
             for side in ("evaluations", "base")
         )
         now = {"protocol": protocol_of(winner), "teachers": teachers_of(winner, base)}
-        records.record_test(target_of(base), test | moved | now)
+        target = target_of(base)
+        records.record_test(target, test | moved | now)
+        records.forget_test(target, test["evaluations"])
 
 
 def upgrade_presets(folder: Path) -> list[str]:

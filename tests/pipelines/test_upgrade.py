@@ -21,7 +21,7 @@ from rd3.datasets import dataset_info
 from rd3.errors import BadValue
 from rd3.perform import perform
 from rd3.protocol import preset_reader, resolve_protocol
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_of, read_recipe
+from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe, key_of, read_recipe, recipe_of_kind
 from rd3.store import FolderStore
 from rd3.upgrade import former_key
 from tracking.ledger.ledger import Ledger, recipe_of
@@ -244,6 +244,24 @@ def test_tests_of_sweeps_stay_on_record(session):
     [moved] = records.tests(target_of([base]))
     assert moved["evaluations"] == [winner.key] and moved["protocol"] == protocol_of([winner])
     assert moved["params"] == {} and len(records.tests("an old target")) == 1
+
+
+def test_a_winner_tested_before_an_upgrade_counts_once(session):
+    """A set of random images keeps its key, and so does what a sweep was tested on."""
+    ledger = Ledger(session.artifacts)
+    records, entries = SweepRecords(ledger.objects), ledger.find_many("evaluation", ledger.keys("evaluation")).values()
+    of_random = [one for one in entries if ledger.find("set", one.recipe["set"]).recipe["method"] == "random"]
+    winner, base = sorted(of_random, key=lambda entry: entry.key)[:2]
+    target = target_of([recipe_of_kind(base.recipe, EvaluationRecipe)])
+    test = {
+        **{"sweep": "s", "key": "k", "method": "random", "params": {}, "validation_top1_pct": 50.0, "seeds": [0]},
+        **{"protocol": "old", "evaluations": [winner.key], "base": [base.key], "recorded_at": "2026-01-01"},
+    }
+    records.record_test(target, test)
+    for _again in range(2):
+        keys = upgraded(session).keys
+        [now] = records.tests(target)
+        assert now["evaluations"] == [keys[winner.key]] and now["protocol"] != "old"
 
 
 def test_protocols_of_the_users_own(session):

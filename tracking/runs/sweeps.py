@@ -51,13 +51,21 @@ class SweepRecords:
 
     def record_test(self, target: str, test: Mapping[str, Any]) -> None:
         """Record a test before it runs, even if it fails; its ``evaluations`` are their keys."""
-        self._write(f"sweeps/tests/{target}/{digest(test['evaluations'])[:32]}.json", test, only_if_absent=True)
+        self._write(_test_name(target, test["evaluations"]), test, only_if_absent=True)
+
+    def forget_test(self, target: str, evaluations: Sequence[Key]) -> None:
+        """Remove the record of a test from a target, if it has one."""
+        self.objects.delete(_test_name(target, evaluations))
 
     def tests(self, target: str = "") -> list[dict[str, Any]]:
         """Every test on record for a target, or for all, oldest first."""
         folder = f"sweeps/tests/{target}/" if target else "sweeps/tests/"
         found = [self._read(name) for name in list(self.objects.names(folder))]
         return sorted((test for test in found if test), key=lambda test: (test["recorded_at"], test["evaluations"]))
+
+
+def _test_name(target: str, evaluations: Sequence[Key]) -> str:
+    return f"sweeps/tests/{target}/{digest(list(evaluations))[:32]}.json"
 
 
 @dataclass(frozen=True)
