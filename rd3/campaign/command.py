@@ -287,6 +287,12 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at
 
     recipe = recipes[0]
     blocks = _share(chosen.share, recipe, len(recipes))
+    if chosen.workers > 1 or chosen.keep_students or chosen.cache_logits:
+        raise BadValue(
+            "--share generates blocks of one set in this process: it has no use for --workers, --keep-students and "
+            "--cache-logits.",
+            "leave them out, and start one process for each share",
+        )
     assert isinstance(recipe, SetRecipe)
     store, out, view = FolderStore(chosen.store.absolute()), chosen.out.absolute() / recipe.key, View(sys.stderr, 1)
     if store.find(recipe.kind, recipe.key) is not None:

@@ -250,6 +250,9 @@ def test_shares_are_of_one_set(chain, tmp_path, capsys):
     alone = folder_of([one for one in recipes if one.kind == "set"], tmp_path / "alone")
     assert run.main(campaign(alone, "--share", "²/2")) == 2
     assert "--share ²/2 of a set: expected K/N" in capsys.readouterr().err
+    for words in (["--workers", "2"], ["--keep-students"], ["--cache-logits", "1GB"]):
+        assert run.main(campaign(alone, "--share", "1/2", *words)) == 2
+        assert "--share generates blocks of one set in this process: it has no use for" in capsys.readouterr().err
 
 
 def test_a_share_that_fails_is_said_in_a_line_as_other_failures(chain, tmp_path, monkeypatch, capsys):
