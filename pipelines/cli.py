@@ -49,17 +49,8 @@ app = typer.Typer(
 )
 for module in (listing, grid, sweep, byhand, doctor, calibrate, jobs):
     module.add_to(app)
-app.add_typer(data.app, name="data")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(teacher.app, name="teacher")
-app.add_typer(diffusion.app, name="diffusion")
-app.add_typer(sets.app, name="set")
-app.add_typer(labels.app, name="labels")
-app.add_typer(protocol.app, name="protocol")
-app.add_typer(method.app, name="method")
-app.add_typer(artifacts.app, name="artifacts")
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(infra.app, name="infra")
+for group in (data, jobs, teacher, diffusion, sets, labels, protocol, method, artifacts, ledger, infra):
+    app.add_typer(group.app)
 
 
 def _show_version(asked: bool) -> None:

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from rd3.store import Entry
 
 _ENDLESS = 10_000
+"""Width of tables in a pipe or a file, in characters."""
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 }  # fmt: skip
 """Errors of paths that users give, and of full or read-only disks; any other ``OSError`` is a bug."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
-console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS)
-"""Output for people.  Output to a pipe or a file is not wrapped to a terminal's width."""
+console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS, soft_wrap=True)
+"""Output for people.  Lines are left to the terminal to wrap, so that paths and commands can be copied."""
+stderr = PlainConsole(stderr=True, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -40,7 +42,6 @@ def exit_on_error() -> Iterator[None]:
         with _path_errors():
             yield
     except RD3Error as error:
-        stderr = PlainConsole(stderr=True, soft_wrap=True)
         stderr.print(f"{type(error).__name__}:", style="bold red", end=" ")
         stderr.print(error.message)
         if error.fix:
@@ -65,7 +66,7 @@ def show_note(note: Note) -> None:
     """Print what was found in an input."""
     if note.doubtful:
         console.print("warning:", style="bold yellow", end=" ")
-    console.print(" ".join(note.text.split()), soft_wrap=True)  # a name from a file must not begin a line
+    console.print(" ".join(note.text.split()))  # a name from a file must not begin a line
 
 
 def ledger_line(here: Session) -> str:
@@ -85,14 +86,14 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, empt
         sys.stdout.write(json.dumps(list(rows), indent=1, default=str) + "\n")
         return
     if not rows:
-        console.print(f"no results yet: {empty}" if empty else "no results yet", soft_wrap=True)
+        console.print(f"no results yet: {empty}" if empty else "no results yet")
         return
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def show_entries(here: Session, kind: str, row: Callable[[Entry], dict[str, Any]], as_json: bool) -> None:
@@ -121,7 +122,7 @@ def show_reasons(found: Iterable[tuple[str, str, str]]) -> None:
         grouped.setdefault((status, reason), []).append(label)
     for (status, reason), labels in grouped.items():
         more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
-        console.print(f"{status}: {labels[0]}{more}: {reason}", soft_wrap=True)
+        console.print(f"{status}: {labels[0]}{more}: {reason}")
 
 
 def parse_fields(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tracking.ledger.ledger import Ledger
 
 app = typer.Typer(
-    help="Files behind the ledger: verify, garbage-collect, fetch, push, relocate, rebuild.", no_args_is_help=True
+    name="artifacts",
+    help="Files behind the ledger: verify, garbage-collect, fetch, push, relocate, rebuild.",
+    no_args_is_help=True,
 )
 
 KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys or key prefixes (default: all).")]
@@ -56,7 +58,7 @@ def verify(
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
-        console.print(f"{summary}{uncompared}", soft_wrap=True)
+        console.print(f"{summary}{uncompared}")
     if forget and damaged:
         forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
     if damaged and not as_json:
@@ -179,7 +181,7 @@ def fetch(
             with write_errors(out), new_folder(target) as staging:
                 shutil.copytree(folder, staging, dirs_exist_ok=True)
             folder = target
-        console.print(str(folder), soft_wrap=True)
+        console.print(str(folder))
 
 
 @app.command("push")
@@ -198,9 +200,9 @@ def push(
     pushed = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
     refused = [one for one in pushed if one.lacking]
     for one in refused:
-        console.print(f"{one.kind} {one.key[:12]} not copied: {one.lacking}", soft_wrap=True)
+        console.print(f"{one.kind} {one.key[:12]} not copied: {one.lacking}")
     new = sum(one.new for one in pushed)
-    console.print(f"{new} new, {len(pushed) - new - len(refused)} already there", soft_wrap=True)
+    console.print(f"{new} new, {len(pushed) - new - len(refused)} already there")
     if refused:
         raise typer.Exit(3)
 
@@ -231,11 +233,11 @@ def relocate_files(
                 f"No address in the ledger or in the MLflow database is below {root}, as --from {source} is read.",
                 "give the former artifact root in full, such as /data/rd3/artifacts or s3://bucket/prefix",
             )
-        console.print(moved.line(), soft_wrap=True)
+        console.print(moved.line())
     if not roots:
-        console.print("no addresses of another artifact root in the MLflow database", soft_wrap=True)
+        console.print("no addresses of another artifact root in the MLflow database")
     for line in server_advice(here, roots):
-        console.print(line, soft_wrap=True)
+        console.print(line)
 
 
 @app.command("rebuild")
@@ -249,4 +251,4 @@ def rebuild_ledger() -> None:
     rebuilt = rebuild(here.ledger, here)
     console.print(f"{rebuilt.added} entries restored")
     for run in rebuilt.without_entry:
-        console.print(f"skipped: finished run {run} in MLflow has no entry.json", soft_wrap=True)
+        console.print(f"skipped: finished run {run} in MLflow has no entry.json")

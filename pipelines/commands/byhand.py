@@ -125,7 +125,7 @@ def show_work(plan: Plan) -> None:
     for item in plan.items:
         if item.status in ("reuse", "run") and item.key is not None:
             takes = f", about {duration(item.cost_s)}" if item.status == "run" else ""
-            console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}", soft_wrap=True)
+            console.print(f"{item.status:<5}  {item.label} {item.key[:8]}{takes}")
     if plan.keys("run"):
         estimate = f"about {duration(plan.wall_s)} with {plan.slots} in parallel (rough estimate)"
         console.print(f"{estimate}; starting Ray")

@@ -38,13 +38,11 @@ def calibrate(
     console.print(
         f"{found.device}, torch {found.torch}, {unit}: {found.fp32 / 1e9:,.0f} GFLOP/s at fp32, "
         f"{found.bf16 / 1e9:,.0f} at bf16, {found.bytes / 1e9:,.1f} GB/s, "
-        f"{1000 * found.step_s:.1f} ms of overhead a step; `precision: auto` is {found.auto}",
-        soft_wrap=True,
-    )  # fmt: skip
+        f"{1000 * found.step_s:.1f} ms of overhead a step; `precision: auto` is {found.auto}"
+    )
     console.print(
         f"{found.runs} timed trainings, which deviate from these rates by a factor of up to "
         f"{math.exp(2 * found.residual):.1f} (two standard deviations); {len(found.networks)} pairs of network and "
-        "precision have their own rate",
-        soft_wrap=True,
-    )  # fmt: skip
-    console.print(f"stored as {objects.root}/{name}", soft_wrap=True)
+        "precision have their own rate"
+    )
+    console.print(f"stored as {objects.root}/{name}")

@@ -12,7 +12,7 @@ import typer
 from pipelines.commands._show import JsonOption, console, progress_bar, show_note, show_table
 from pipelines.settings import session, writing_session
 
-app = typer.Typer(help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
+app = typer.Typer(name="data", help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
 
 @app.command("doctor")
@@ -24,11 +24,9 @@ def doctor(as_json: JsonOption = False) -> None:
     show_table([describe(finding, whole=as_json) for finding in findings], as_json=as_json)
     for finding in findings if not as_json else ():
         if finding.state != "ok":
-            problem = f"{finding.dataset}: {finding.message} Fix: {finding.fix}"
-            console.print(problem, soft_wrap=True)
+            console.print(f"{finding.dataset}: {finding.message} Fix: {finding.fix}")
     if not as_json:
-        checked = "ok: files, labels, class lists and counts; images are decoded when a dataset is used"
-        console.print(checked, soft_wrap=True)
+        console.print("ok: files, labels, class lists and counts; images are decoded when a dataset is used")
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 
@@ -55,7 +53,7 @@ def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision c
     with progress_bar(f"fetch {name}") as progress:
         copy = datasets.fetch(name, session().roots)
         progress(1.0, "")
-    console.print(f"{name} is in {copy.folder}" if copy.folder else f"{name} comes with RD3's packages", soft_wrap=True)
+    console.print(f"{name} is in {copy.folder}" if copy.folder else f"{name} comes with RD3's packages")
 
 
 @app.command("add")
@@ -88,7 +86,7 @@ def add(
         again = f"rd3 data add {name} --folder {shlex.quote(str(folder))} --resolution {sides.nearest}"
         lines.append(f"{sides.nearest} is closer: {again}")
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(line)
 
 
 @app.command("push")
@@ -102,7 +100,7 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machi
             bundle, new = push(name, here, progress)
             progress(1.0, "")
         size = f"{bundle.files} files, {bundle.bytes / 2**20:.1f} MiB, fingerprint {bundle.fingerprint[:12]}"
-        console.print(f"{name}: {size}, {'pushed' if new else 'already there'}", soft_wrap=True)
+        console.print(f"{name}: {size}, {'pushed' if new else 'already there'}")
 
 
 @app.command("pull")
@@ -120,4 +118,4 @@ def pull(
         with progress_bar(f"pull {name}") as progress:
             folder = pull(name, here, progress=progress)
             progress(1.0, "")
-        console.print(f"{name}: {folder or 'already here'}", soft_wrap=True)
+        console.print(f"{name}: {folder or 'already here'}")

@@ -12,7 +12,7 @@ from pipelines.commands._show import JsonOption, console, progress_bar, show_ent
 from pipelines.commands.byhand import finish, show_work
 from pipelines.settings import session, writing_session
 
-app = typer.Typer(help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
+app = typer.Typer(name="diffusion", help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
 
 
 @app.command("train")
@@ -71,8 +71,6 @@ def import_model(
     console.print(
         f"licence: {manifest.licence or 'not stated'}; revision: {manifest.revision or 'unknown'}; "
         f"tensors: sha256 {result['content'][:12]}",
-        markup=False,
-        soft_wrap=True,
     )
 
 

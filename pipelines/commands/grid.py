@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands._show import console, ledger_line, show_reasons, show_table
+from pipelines.commands._show import console, ledger_line, show_reasons, show_table, stderr
 from pipelines.commands.byhand import show_failures
 from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
-from pipelines.terminal import PlainConsole
 from rd3.duration import duration
 from rd3.errors import BadValue
 
@@ -75,14 +74,13 @@ def planned(
     from tracking.upkeep.relocate import former_roots
 
     if here.ledger.older_format():
-        warning = (
+        stderr.print(
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
-        PlainConsole(stderr=True).print(warning, soft_wrap=True)
     plan = plan_session(expansion, here, device=device, slots=devices, cache_logits_bytes=cache_logits_bytes)
     if plan.stale and (roots := former_roots(here)):
         missing = f"{len(plan.stale)} results are not reused: their files are not found, and were stored at {roots[0]}."
-        PlainConsole(stderr=True).print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`", soft_wrap=True)
+        stderr.print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`")
     return plan
 
 
@@ -126,7 +124,7 @@ def plan(
             made_from = {key for recipe in runs for _kind, key in recipe.parents()}.difference(plan.keys("run"))
             export_results([expansion.recipes[key] for key in made_from], store, here, teachers=True)
         if not as_json:
-            console.print(f"{len(runs)} recipes written to {recipes}, parents first", soft_wrap=True)
+            console.print(f"{len(runs)} recipes written to {recipes}, parents first")
 
 
 def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> None:
@@ -139,13 +137,13 @@ def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> 
     show_reasons((item.status, item.reason, item.label) for item in plan.items if item.reason)
     if plan.keys("run"):
         for line in cost_lines(plan, rate):
-            console.print(line, soft_wrap=True)
+            console.print(line)
 
 
 def show_notes(expansion: Expansion) -> None:
     """Print the parts of the grid, or of the sweep, that have no effect."""
     for note in expansion.notes:
-        console.print(note, soft_wrap=True)
+        console.print(note)
 
 
 def cost_lines(plan: Plan, rate: float | None = None) -> list[str]:
@@ -267,7 +265,7 @@ def run(
                 console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
                 break
             if not outcome.exit_code:
-                console.print(f"Next: rd3 report {shlex.quote(grid)}", soft_wrap=True)
+                console.print(f"Next: rd3 report {shlex.quote(grid)}")
     if code:
         raise typer.Exit(code)
 
@@ -279,7 +277,7 @@ def status(grid: GridArgument) -> None:
 
     with reading_session() as here:
         found = grid_status(expanded(grid, here), here.ledger, here.home)
-    console.print(ledger_line(here), soft_wrap=True)
+    console.print(ledger_line(here))
     show_table([{"kind": kind, **row} for kind, row in found.counts.items()])
     for one in found.running:
         console.print(f"running  {one['label']}, attempt {one['attempt']}, since {one['since']}")
@@ -308,16 +306,16 @@ def report(
     if len(rows) > _MOST_ROWS:
         console.print(f"and {len(rows) - _MOST_ROWS} more, in the report")
     for reason in dict.fromkeys(loaded.expansion.blocked.values()):
-        console.print(f"results not looked up, shown as not done: {reason}", soft_wrap=True)
+        console.print(f"results not looked up, shown as not done: {reason}")
     for sentence in loaded.other_code(results):
-        console.print(f"results shown: {sentence}", soft_wrap=True)
+        console.print(f"results shown: {sentence}")
     for chart in charts:
         if not chart.svg:
-            console.print(f"{chart.title}: {chart.caption}", soft_wrap=True)
+            console.print(f"{chart.title}: {chart.caption}")
     for path in written.values():
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {path}")
     page = show_in_mlflow(loaded.name, results, here, written, loaded.expansion.source_grid.text, loaded.runs)
-    console.print(ui_line(here, page), soft_wrap=True)
+    console.print(ui_line(here, page))
 
 
 def publish(
@@ -344,7 +342,7 @@ def publish(
         replace_recipes(list(one.expansion.recipes.values()), out / name / "recipes")
         file = "grid-small.yaml" if grid.small else "grid.yaml"
         published[name] = Published(grid.description, f"rd3 run {file}")
-    console.print(f"wrote {write_leaderboard(found, published, out)}", soft_wrap=True)
+    console.print(f"wrote {write_leaderboard(found, published, out)}")
 
 
 def show_in_mlflow(
@@ -378,7 +376,7 @@ def show_in_mlflow(
             publish(tracker, run_id, name, results, files, runs)
             return shared_view(tracker, run_id, name)
     except (TrackingError, StoreError) as error:
-        console.print(f"report not uploaded to MLflow: {error}", soft_wrap=True)
+        console.print(f"report not uploaded to MLflow: {error}")
     return ""
 
 
@@ -404,7 +402,7 @@ def export_outcomes(
         export = imports.export_study if study else imports.export_results
         outcome = export(expanded(source, here).recipes.values(), folder, here, teachers=teachers)
     new, left_out = (outcome, 0) if isinstance(outcome, int) else outcome
-    console.print(f"{new} new results in {folder}", soft_wrap=True)
+    console.print(f"{new} new results in {folder}")
     if left_out:
         console.print(f"{left_out} results exported without their files: large sets, or networks (--teachers)")
 

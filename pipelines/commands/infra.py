@@ -7,12 +7,7 @@ import typer
 from pipelines.commands._show import console
 from pipelines.settings import session
 
-app = typer.Typer(help="Prepare a platform.", no_args_is_help=True)
-
-
-@app.callback()
-def infra() -> None:
-    """Prepare a platform."""
+app = typer.Typer(name="infra", help="Prepare a platform.", no_args_is_help=True)
 
 
 @app.command("init")
@@ -24,4 +19,4 @@ def init() -> None:
     from tracking.upkeep.health import prepare_store
 
     for line in prepare_store(session().artifacts):
-        console.print(line, soft_wrap=True)
+        console.print(line)

@@ -23,7 +23,7 @@ from pipelines.commands.grid import (
 )
 from pipelines.settings import addresses, addresses_set, session
 
-app = typer.Typer(help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
 
 AddressOption = Annotated[
     str | None, typer.Option(help="URL of the head node's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
@@ -91,7 +91,7 @@ def submit(
         size = jobs.working_directory(Path(folder), submitted)
         console.print(f"sending {size / 2**20:.1f} MiB to {where}: {', '.join(jobs.PACKAGES)} and the grid")
         job = jobs.send(client, where, submitted, Path(folder))
-    console.print(f"job {job}; `rd3 jobs status|logs|stop {job}`", soft_wrap=True)
+    console.print(f"job {job}; `rd3 jobs status|logs|stop {job}`")
     if wait:
         raise typer.Exit(_follow(client, where, job))
 

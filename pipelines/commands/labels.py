@@ -10,12 +10,9 @@ import typer
 from pipelines.commands._show import console
 from pipelines.settings import session
 
-app = typer.Typer(help="Soft labels of evaluations, stored ones or a set's own: export.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``export`` a subcommand although it is the only one."""
+app = typer.Typer(
+    name="labels", help="Soft labels of evaluations, stored ones or a set's own: export.", no_args_is_help=True
+)
 
 
 @app.command("export")
@@ -36,4 +33,4 @@ def export(
     written = export_labels(
         recipe, TrackedStore(here), here.roots, out, device=device, precision=entry.result.get("ran_precision")
     )
-    console.print(f"wrote {out}: {written} bytes of labels", soft_wrap=True)
+    console.print(f"wrote {out}: {written} bytes of labels")

@@ -10,12 +10,7 @@ import typer
 from pipelines.commands._show import console, show_reasons
 from pipelines.settings import writing_session
 
-app = typer.Typer(help="Upgrade the ledger to the current format.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Makes ``upgrade`` a subcommand (typer would drop the name of a single command)."""
+app = typer.Typer(name="ledger", help="Upgrade the ledger to the current format.", no_args_is_help=True)
 
 
 @app.command("upgrade")
@@ -42,10 +37,9 @@ def upgrade(
     ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
         outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
-        console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded", soft_wrap=True)
+        console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded")
         for one in outcome.merged:
-            duplicate = f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which is kept"
-            console.print(duplicate, soft_wrap=True)
+            console.print(f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which is kept")
         show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
         if folder is None:
             changed = upgrade_presets(here.presets)

@@ -20,7 +20,7 @@ from rd3.errors import BadValue, UnknownName
 DATASETS = {"32px": "others at 32 pixels", "64px": "others at 64 pixels", "default": "all others"}
 """Titles of the rows of a method's presets that are not named after a dataset."""
 
-app = typer.Typer(help="Methods: show, test, new.", no_args_is_help=True)
+app = typer.Typer(name="method", help="Methods: show, test, new.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -32,20 +32,20 @@ def show(name: Annotated[str, typer.Argument(help="Name of the method (rd3 list 
     method = METHODS.get(name)
     console.print(name, style="bold", end=" ")
     console.print(f"version {method.version}\n")
-    console.print(inspect.cleandoc(method.__doc__ or ""), soft_wrap=True)
+    console.print(inspect.cleandoc(method.__doc__ or ""))
     console.print("\nSettings", style="bold", end="")
     console.print("" if method.Settings.model_fields else ": none")
     for field, described in method.Settings.model_fields.items():
         value = "by dataset" if described.is_required() else repr(described.get_default(call_default_factory=True))
         meaning = " ".join((described.description or "").split())
-        console.print(f"  {field}: {value}  {meaning}".rstrip(), soft_wrap=True)
+        console.print(f"  {field}: {value}  {meaning}".rstrip())
     for dataset, row in presets_of(name).items():
         own = [f"{field}={row[field]!r}" for field in method.Settings.model_fields if field in row]
         # values that differ at some numbers of images per class
         own += [f"at IPC {ipc}: {field}={value!r}" for ipc, more in row.get("at_ipc", {}).items()
                 for field, value in more.items() if field in method.Settings.model_fields]  # fmt: skip
         console.print(f"\nOn {DATASETS.get(dataset, dataset)}", style="bold", end=" ")
-        console.print(f"({row['source']})\n  {', '.join(own)}", soft_wrap=True)
+        console.print(f"({row['source']})\n  {', '.join(own)}")
 
 
 @app.command("test")
@@ -119,4 +119,4 @@ def new(
         "or declare it in the entry points of your package:",
         f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"',
     ):
-        console.print(line, soft_wrap=True)
+        console.print(line)

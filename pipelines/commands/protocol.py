@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rd3.datasets import DatasetInfo
     from rd3.protocol import EvalProtocol, Preset
 
-app = typer.Typer(help="Evaluation protocols: show one, compare two.", no_args_is_help=True)
+app = typer.Typer(name="protocol", help="Evaluation protocols: show one, compare two.", no_args_is_help=True)
 _ANY_SIZE = 10**9
 """Images of a set at which no batch size is capped."""
 _DATASET = "imagenet1k"
@@ -50,7 +50,7 @@ def show(
         rows = [{"value": what, **dict.fromkeys(found, text)} for what, text in about] + rows
     else:
         for what, text in about:
-            console.print(f"{what}: {text}", soft_wrap=True)
+            console.print(f"{what}: {text}")
     show_table(rows, as_json=as_json)
 
 
@@ -83,8 +83,7 @@ def diff(
     elsewhere = [] if dataset else [name for name in dataset_names(roots) if rows_for(name)]
     where = dataset or (_DATASET if elsewhere else "every dataset")
     differ = f", and differ on {', '.join(elsewhere)}: give --dataset" if elsewhere else ""
-    equal = f"{first} and {second} are equal on {where} for student {student} at IPC {ipc}"
-    console.print(equal + differ, soft_wrap=True)
+    console.print(f"{first} and {second} are equal on {where} for student {student} at IPC {ipc}{differ}")
 
 
 def _presets(*names: str) -> list[Preset]:

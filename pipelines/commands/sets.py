@@ -11,7 +11,7 @@ import typer
 from pipelines.commands._show import JsonOption, console, show_entries, show_note
 from pipelines.settings import session, writing_session
 
-app = typer.Typer(help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
+app = typer.Typer(name="set", help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
 
 KeyArgument = Annotated[str, typer.Argument(help="Key or key prefix of the set.")]
 

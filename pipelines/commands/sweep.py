@@ -86,10 +86,10 @@ def sweep(
     show_winners(outcome)
     if save_to is not None:
         for preset in outcome.winners.values():
-            console.print(f"wrote {write_preset(preset, save_to, loaded.name)}", soft_wrap=True)
+            console.print(f"wrote {write_preset(preset, save_to, loaded.name)}")
     for name in ("report.md", "report.html") if written else ():
-        console.print(f"wrote {written[name]}", soft_wrap=True)
-    console.print(ui_line(here), soft_wrap=True)
+        console.print(f"wrote {written[name]}")
+    console.print(ui_line(here))
     show_reasons(outcome.failed)
     if outcome.interrupted:
         console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
@@ -105,18 +105,16 @@ def show_intent(asked: Sweep, found: list[Subject]) -> None:
     device = "GPU" if hardware().kind == "cuda" else "CPU"
     seconds = sum(subject.trial_s() for subject in found) * asked.trials
     tests = 2 * len(asked.test_seeds) * len(found)
-    console.print(f"{asked.name}: {fairness(asked)}", soft_wrap=True)
+    console.print(f"{asked.name}: {fairness(asked)}")
     console.print(
         f"Trials take at most about {seconds / 60:.1f} minutes of {device} time (rough, at the base point); then each "
         f"winner and {asked.protocol.name} are tested once, in at most {tests} evaluations, with sets and teacher from "
         "all training images.",
-        markup=False,
-        soft_wrap=True,
     )
     for subject in found:
         show_notes(subject.expansion)
     for saw in dict.fromkeys(subject.teacher_saw for subject in found):
-        console.print(f"Teacher {asked.teacher}: {saw}.", soft_wrap=True)
+        console.print(f"Teacher {asked.teacher}: {saw}.")
 
 
 def show_winners(outcome: SweepOutcome) -> None:

@@ -15,7 +15,7 @@ from pipelines.settings import session, writing_session
 if TYPE_CHECKING:
     from rd3.recipe import SourceSplit
 
-app = typer.Typer(help="Teachers: train, import, verify, list.", no_args_is_help=True)
+app = typer.Typer(name="teacher", help="Teachers: train, import, verify, list.", no_args_is_help=True)
 
 
 @app.command("train")
@@ -108,7 +108,7 @@ def import_teacher(
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
     own = ", the dataset's own" if recipe.normalisation == opened.info.normalisation else ""
     for line in (f"pixels normalised with {spelled(recipe.normalisation)}{own}", change, *notices):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
 
 
 @app.command("verify")

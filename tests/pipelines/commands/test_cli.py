@@ -309,7 +309,7 @@ def test_data_doctor_fits_a_terminal_of_80_columns(rd3, monkeypatch):
 
     from pipelines.commands import _show, data
 
-    console = Console(width=80, highlight=False)
+    console = Console(width=80, highlight=False, soft_wrap=True)
     monkeypatch.setattr(_show, "console", console)
     monkeypatch.setattr(data, "console", console)
     monkeypatch.delenv("RD3_DATA", raising=False)
