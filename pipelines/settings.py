@@ -210,17 +210,14 @@ def trial_log_path(home: Path) -> Path:
 
 
 def writing_session() -> Session:
-    """The session of a command that writes: RD3's own database first follows a home that was moved or copied.
-
-    What was changed, and files that are stored elsewhere, are said on stderr.
-    """
+    """The session of a command that writes, after :func:`prepare_home`."""
     here = session()
     prepare_home(here)
     return here
 
 
 def prepare_home(here: Session) -> None:
-    """See :func:`writing_session`; raises BadValue for a home that cannot be written."""
+    """Before something is written: raise BadValue for a home that cannot be written, and :func:`settle_home`."""
     if why := _unwritable(here.home):
         raise BadValue(f"RD3's home {here.home} cannot be written: {why}.", "set RD3_HOME to a writable folder")
     _require_writable_files(here)
@@ -233,23 +230,22 @@ def _require_writable_files(here: Session) -> None:
 
     files = [path for path in (sqlite_file(here.tracking_uri), trial_log_path(here.home)) if path and path.exists()]
     if others := [path for path in files if not os.access(path, os.W_OK)]:
-        listed = " and ".join(map(str, others))
+        try:
+            owner = others[0].owner()
+        except KeyError:  # a number without a name
+            owner = f"user {others[0].stat().st_uid}"
         raise BadValue(
-            f"There is no permission to write to {listed}, which {_owner(others[0])} owns.",
+            f"There is no permission to write to {' and '.join(map(str, others))}, which {owner} owns.",
             "set RD3_HOME to a folder of your own; or let the owner share it with your group: "
             f"chmod -R g+rwX {here.home}, and umask 002 for everybody who runs RD3 there",
         )
 
 
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except KeyError:  # a number without a name
-        return f"user {path.stat().st_uid}"
-
-
 def settle_home(here: Session) -> None:
-    """See :func:`writing_session`."""
+    """Rewrite the addresses in RD3's own database if the home was moved or copied.
+
+    What was changed, and files that are stored elsewhere, are said on stderr.
+    """
     from tracking.upkeep.relocate import settle
 
     for line in settle(here):
@@ -266,24 +262,18 @@ def _unwritable(folder: Path) -> str:
     return "" if os.access(there, os.W_OK | os.X_OK) else f"no permission to write to {there}"
 
 
-def planning_session() -> contextlib.AbstractContextManager[Session]:
-    """The session of a plan: keeps fingerprints of datasets in RD3's home, unless that cannot be created."""
-    here = session()
-    lost = not here.home.is_dir() and _unwritable(here.home)
-    return _elsewhere(here) if lost else contextlib.nullcontext(here)
-
-
 @contextlib.contextmanager
-def _elsewhere(here: Session) -> Iterator[Session]:
-    """The session with decoded datasets in a temporary folder."""
+def reading_session(*, may_create_home: bool = False) -> Iterator[Session]:
+    """The session of a command that reads: without a home, decoded datasets are in a temporary folder.
+
+    ``may_create_home``: rather create the home where that is possible, so that fingerprints of datasets are kept in it.
+    """
+    here = session()
+    if here.home.is_dir() or (may_create_home and not _unwritable(here.home)):
+        yield here
+        return
     with tempfile.TemporaryDirectory() as scratch:
         yield replace(here, decoded=Path(scratch))
-
-
-def reading_session() -> contextlib.AbstractContextManager[Session]:
-    """The session of a read-only command: does not create RD3's home if it is missing."""
-    here = session()
-    return contextlib.nullcontext(here) if here.home.is_dir() else _elsewhere(here)
 
 
 def addresses_set() -> dict[str, str]:

@@ -15,7 +15,7 @@ import typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table, stderr
 from pipelines.commands.byhand import show_failures
-from pipelines.settings import Session, planning_session, reading_session, session, settle_home, writing_session
+from pipelines.settings import Session, reading_session, session, settle_home, writing_session
 from rd3.duration import duration
 from rd3.errors import BadValue
 
@@ -108,7 +108,7 @@ def plan(
     from pipelines.transfer.results import export_results, write_recipes
 
     budget = budget_bytes(cache_logits)
-    with planning_session() as here:
+    with reading_session(may_create_home=True) as here:
         expansion = expanded(grid, here)
         plan = planned(expansion, here, device, devices, budget)
     if as_json:

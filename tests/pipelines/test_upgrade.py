@@ -178,10 +178,11 @@ def test_mlflow_finds_the_runs_under_their_new_keys(session):
     assert not upgraded(session).upgraded
     ledger = Ledger(session.artifacts)
     tracker = Tracker(session)
-    tracker.client.delete_run(outcome.upgraded[-1].run_id)
+    run_ids = [ledger.find(one.kind, one.new).run_id for one in outcome.upgraded]
+    tracker.client.delete_run(run_ids[-1])
     assert [tag_runs_with_new_keys(session, ledger) for _again in range(2)] == [22, 0]
-    for one in outcome.upgraded[:3]:
-        tags = tracker.client.get_run(one.run_id).data.tags
+    for one, run_id in zip(outcome.upgraded[:3], run_ids, strict=False):
+        tags = tracker.client.get_run(run_id).data.tags
         assert (tags["rd3.key"], tags["rd3.formerly"]) == (one.new, one.old)
 
 

@@ -34,21 +34,23 @@ class Stored(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """A multipart upload that was not completed; object listings do not show it."""
+    """An upload in parts to S3 that was not completed; object listings do not show it."""
 
-    stored: Stored
     url: str
+    size: int
+    """Bytes of the parts that have arrived."""
     abort: Callable[[], None]
 
 
 class ObjectStore(Protocol):
-    """Maps names (relative paths with ``/``) to bytes.  All methods raise :class:`StoreError` on failure."""
+    """Maps names (relative paths with ``/``) to bytes; the defaults below are those of a folder.
+
+    All methods raise :class:`StoreError` on failure.
+    """
 
     root: str
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder on this machine that holds the objects, or None."""
+    folder: Path | None = None
+    """The folder on this machine that holds the objects, or None."""
 
     def get(self, name: str) -> bytes | None:
         """The content of an object, or None."""
@@ -70,6 +72,7 @@ class ObjectStore(Protocol):
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Names that start with ``prefix``, in no particular order."""
+        return (stored.name for stored in self.entries(prefix))
 
     def entries(self, prefix: str = "") -> Iterator[Stored]:
         """Names that start with ``prefix`` with their sizes and times, in no particular order."""
@@ -79,21 +82,26 @@ class ObjectStore(Protocol):
 
     def has_credentials(self) -> bool:
         """Whether this process has the credentials that the store needs; always true for a folder."""
+        return True
 
     def clock_ahead_s(self) -> float | None:
         """Seconds by which this machine's clock is ahead of the server's; None for a folder."""
+        return None
 
     def server(self) -> str:
         """The server or folder, as named in messages."""
 
     def unfinished(self, before: float) -> Iterator[Unfinished]:
         """Multipart uploads that began before a time (seconds since 1970) and are not completed."""
+        return iter(())
 
     def prepare(self) -> Iterator[str]:
         """Create what is missing and yield a line per step; idempotent."""
+        return iter(())
 
     def check_private(self) -> Iterator[str]:
         """Yield a line confirming that reading requires credentials; raises :class:`StoreError` if it does not."""
+        return iter(())
 
 
 def open_objects(root: str | Path) -> ObjectStore:
@@ -160,8 +168,10 @@ def folder_errors(root: str | Path, variable: str = "RD3_ARTIFACTS") -> Iterator
         ) from None
 
 
-class FolderObjects:
+class FolderObjects(ObjectStore):
     """An object store whose objects are files."""
+
+    folder: Path
 
     def __init__(self, root: Path):
         self.folder = root.expanduser().absolute()
@@ -246,20 +256,5 @@ class FolderObjects:
     def url(self, name: str = "") -> str:
         return (self.folder / name).as_uri()
 
-    def has_credentials(self) -> bool:
-        return True
-
-    def clock_ahead_s(self) -> None:
-        return None
-
     def server(self) -> str:
         return f"the folder {self.folder}"
-
-    def unfinished(self, before: float) -> Iterator[Unfinished]:
-        return iter(())
-
-    def prepare(self) -> Iterator[str]:
-        return iter(())
-
-    def check_private(self) -> Iterator[str]:
-        return iter(())

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 
 from rd3.errors import StoreError, StoreUnavailable
 from tracking.ledger.faults import has_password
-from tracking.ledger.object_store import Stored, Unfinished
+from tracking.ledger.object_store import ObjectStore, Stored, Unfinished
 from tracking.ledger.s3_faults import Refusal, failed, own_endpoint_fault, refused
 
 _THREADS = 24
@@ -49,10 +49,8 @@ def s3_errors(root: str, endpoint: str) -> Iterator[None]:
         raise fault.error(StoreError, StoreUnavailable) from None
 
 
-class S3Objects:
+class S3Objects(ObjectStore):
     """An object store in a bucket, or below a prefix in it."""
-
-    folder = None
 
     def __init__(self, root: str):
         parts = urlparse(root)
@@ -135,9 +133,6 @@ class S3Objects:
         answer = self.asked(lambda: self.client.put_object(**content, **condition), _TAKEN if only_if_absent else ())
         return answer is not None
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        return (stored.name for stored in self.entries(prefix))
-
     def entries(self, prefix: str = "") -> Iterator[Stored]:
         with self.errors():
             pages = self.client.get_paginator("list_objects_v2").paginate(
@@ -199,8 +194,7 @@ class S3Objects:
                 one = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                 parts = self.client.get_paginator("list_parts").paginate(**one)
                 size = sum(part["Size"] for page in parts for part in page.get("Parts", ()))
-                stored = Stored(upload["Key"][len(self.prefix) :], size, upload["Initiated"].timestamp())
-                yield Unfinished(stored, f"s3://{self.bucket}/{upload['Key']}", partial(self._abort, one))
+                yield Unfinished(f"s3://{self.bucket}/{upload['Key']}", size, partial(self._abort, one))
 
     def _abort(self, upload: dict[str, str]) -> None:
         with self.errors():

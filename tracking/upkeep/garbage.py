@@ -49,7 +49,9 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
     now = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
     yield from _blocks(ledger.objects, keys["set"], now)
-    yield from _uploads(ledger.objects, now)
+    # Listings of objects do not show uploads in parts that were not completed, but these take up storage.
+    for upload in ledger.objects.unfinished(before=now - UPLOAD_S):
+        yield Garbage("unfinished upload", upload.url, upload.size, upload.abort)
     if driver_lives:
         return
     # Entries that an upgrade replaced still count: they and their files are removed on the user's request only.
@@ -66,7 +68,7 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
 def _blocks(objects: ObjectStore, done: set[Key], now: float) -> Iterator[Garbage]:
     """Blocks that trials with a share of a set uploaded, of sets that are complete."""
     for key, found in _grouped(objects, "blocks/", depth=1).items():
-        if key in done and _old(found, now, YOUNG_S):
+        if key in done and _old(found, now):
             yield _garbage_of("blocks of a set that is done", objects, f"blocks/{key}", found)
 
 
@@ -74,7 +76,7 @@ def _direct_files(objects: ObjectStore, entries: list[Entry], now: float) -> Ite
     """Files below the artifact root that no entry refers to."""
     named = {entry.artifact for entry in entries}
     for name, found in _grouped(objects, "files/", depth=2).items():
-        if objects.url(f"files/{name}") not in named and _old(found, now, YOUNG_S):
+        if objects.url(f"files/{name}") not in named and _old(found, now):
             yield _garbage_of("files without ledger entry", objects, f"files/{name}", found)
 
 
@@ -113,12 +115,6 @@ def _size(files: Any, path: str | None) -> int:
     return sum(_size(files, item.path) if item.is_dir else item.file_size or 0 for item in files.list_artifacts(path))
 
 
-def _uploads(objects: ObjectStore, now: float) -> Iterator[Garbage]:
-    """Abandoned multipart uploads, which listings do not show but which take up storage."""
-    for upload in objects.unfinished(before=now - UPLOAD_S):
-        yield Garbage("unfinished upload", upload.url, upload.stored.size, upload.abort)
-
-
 def _scratch(home: Path, keys: dict[str, set[Key]], now: float) -> Iterator[Garbage]:
     """Work folders of finished or abandoned recipes, the cache, which holds copies only, and cached teacher logits."""
     done = set().union(*keys.values())
@@ -132,10 +128,10 @@ def _scratch(home: Path, keys: dict[str, set[Key]], now: float) -> Iterator[Garb
 
 
 def _folder(what: str, folder: Path, now: float, age_s: float) -> Iterator[Garbage]:
-    found = [Stored("", 0, folder.stat().st_mtime), *_files(folder)]
-    if _old(found, now, age_s):
+    files = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    if all(now - stat.st_mtime > age_s for stat in (folder.stat(), *files)):
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
-        yield Garbage(what, str(folder), sum(one.size for one in found), remove)
+        yield Garbage(what, str(folder), sum(stat.st_size for stat in files), remove)
 
 
 def _garbage_of(what: str, objects: ObjectStore, place: str, found: list[Stored]) -> Garbage:
@@ -146,9 +142,8 @@ def _garbage_of(what: str, objects: ObjectStore, place: str, found: list[Stored]
     return Garbage(what, f"{objects.root}/{place}", sum(one.size for one in found), remove)
 
 
-def _old(found: list[Stored], now: float, age_s: float) -> bool:
-    """Whether the newest of these is older than ``age_s`` seconds."""
-    return all(now - one.changed > age_s for one in found)
+def _old(found: list[Stored], now: float) -> bool:
+    return all(now - one.changed > YOUNG_S for one in found)
 
 
 def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[Stored]]:
@@ -158,8 +153,3 @@ def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[St
         steps = one.name.removeprefix(prefix).split("/")
         groups["/".join(steps[:depth])].append(one)
     return groups
-
-
-def _files(folder: Path) -> list[Stored]:
-    found = [(path, path.lstat()) for path in folder.rglob("*") if path.is_file()]
-    return [Stored(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime) for path, stat in found]

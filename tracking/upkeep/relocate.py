@@ -10,6 +10,7 @@ import contextlib
 import json
 import shlex
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -32,15 +33,6 @@ RUNS = "/runs"
 """End of the location that RD3 gives to its experiments; the rest is the artifact root."""
 _WAIT_S = 10.0
 """Seconds to wait for another process that uses the database."""
-
-
-class Elsewhere(NamedTuple):
-    """An experiment of RD3 whose files are not below the current root."""
-
-    experiment_id: int
-    name: str
-    root: str
-    """URI of the artifact root at its location."""
 
 
 class Relocated(NamedTuple):
@@ -87,13 +79,16 @@ def settle(place: Place) -> list[str]:
         return _server_warning(place)
     if not database.is_file():
         return []
-    left = experiments_elsewhere(database, open_objects(place.artifacts))
-    lines = []
-    for old in dict.fromkeys(one.root for one in left):
-        if database.is_relative_to(place.home) and _came_along(database, old, open_objects(place.artifacts)):
+    objects, lines = open_objects(place.artifacts), []
+    for old, names in experiments_elsewhere(database, objects).items():
+        if database.is_relative_to(place.home) and _came_along(database, old, objects):
             lines.append(relocate(place, old).line())
         else:
-            lines.append(_warning(left, old, place))
+            lines.append(
+                f"Files of MLflow experiment {', '.join(map(repr, names))} are stored at {shown(old)}, "
+                f"not below {place.artifacts}. "
+                f"Fix: if they were moved, `rd3 artifacts relocate --from {shlex.quote(shown(old))}`"
+            )
     return lines
 
 
@@ -122,11 +117,8 @@ def _server_warning(place: Place) -> list[str]:
         return []
     return [
         f"Files of MLflow experiment {EXPERIMENT!r} are stored at {shown(location)}, "
-        f"not below {place.artifacts}. {_ASK}"
+        f"not below {place.artifacts}. Fix: if they were moved, `rd3 artifacts relocate` prints what to change"
     ]
-
-
-_ASK = "Fix: if they were moved, `rd3 artifacts relocate` prints what to change"
 
 
 def former_roots(place: Place) -> list[str]:
@@ -134,8 +126,7 @@ def former_roots(place: Place) -> list[str]:
     database = sqlite_file(place.tracking_uri)
     if database is None or not database.is_file():
         return []
-    left = experiments_elsewhere(database, open_objects(place.artifacts))
-    return list(dict.fromkeys(shown(one.root) for one in left))
+    return [shown(root) for root in experiments_elsewhere(database, open_objects(place.artifacts))]
 
 
 def server_advice(place: Place, roots: list[str]) -> list[str]:
@@ -168,26 +159,22 @@ def _literal(text: str) -> str:
     return f"'{quoted}'"
 
 
-def _warning(left: list[Elsewhere], old: str, place: Place) -> str:
-    names = ", ".join(repr(one.name) for one in left if one.root == old)
-    return (
-        f"Files of MLflow experiment {names} are stored at {shown(old)}, not below {place.artifacts}. "
-        f"Fix: if they were moved, `rd3 artifacts relocate --from {shlex.quote(shown(old))}`"
-    )
-
-
-def experiments_elsewhere(database: Path, objects: ObjectStore) -> list[Elsewhere]:
-    """RD3's experiments in a database whose location is not below the current root."""
+def experiments_elsewhere(database: Path, objects: ObjectStore) -> dict[str, list[str]]:
+    """Other artifact roots (URIs) with the names of RD3's experiments in a database that keep their files there."""
     with _opened(database) as connection:
         if not _has_tables(connection):
-            return []
+            return {}
         found = connection.execute(
-            "SELECT experiment_id, name, artifact_location FROM experiments e WHERE artifact_location LIKE '%/runs' "
+            "SELECT name, artifact_location FROM experiments e WHERE artifact_location LIKE '%/runs' "
             "AND (name IN ('rd3', 'rd3 data', 'rd3 sweeps') OR EXISTS (SELECT 1 FROM runs r JOIN tags t "
             "ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id AND t.key = 'rd3.kind'))"
         ).fetchall()
-    left = [Elsewhere(number, name, location.removesuffix(RUNS)) for number, name, location in found]
-    return [one for one in left if is_direct(one.root) and not _same(one.root, objects)]
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, location in found:
+        root = location.removesuffix(RUNS)
+        if is_direct(root) and not _same(root, objects):
+            names[root].append(name)
+    return names
 
 
 def _same(root: str, objects: ObjectStore) -> bool:
@@ -204,17 +191,13 @@ def _came_along(database: Path, old: str, objects: ObjectStore) -> bool:
     """Whether files of the runs are below the current root, or no longer below the old one."""
     if objects.folder is None or not is_local(old):
         return False
+    before = open_objects(old)
     with _opened(database) as connection:
-        names = [_below(old, uri) for (uri,) in connection.execute("SELECT artifact_uri FROM runs")]
+        names = [name_below(before, uri or "") for (uri,) in connection.execute("SELECT artifact_uri FROM runs")]
     known = [name for name in names if name is not None]
     if any((objects.folder / name).is_dir() for name in known):
         return True
     return not any((local_path(old) / name).is_dir() for name in known)
-
-
-def _below(old: str, uri: str | None) -> str | None:
-    """Name of an address below the root at ``old``."""
-    return name_below(open_objects(old), uri or "") if is_direct(old) else None
 
 
 def relocate(place: Place, old: str) -> Relocated:
@@ -263,9 +246,12 @@ def _relocate_entries(ledger: Ledger, before: ObjectStore) -> int:
 
 
 def _relocate_database(
-    database: Path, before: ObjectStore, objects: ObjectStore, ledger: str
+    database: Path, before: ObjectStore, objects: ObjectStore, artifacts: str
 ) -> tuple[tuple[int, int], Path | None]:
-    """Rewrite the addresses of experiments, runs, tags and dataset sources; ((experiments, runs), backup)."""
+    """Rewrite the addresses of experiments, runs, tags and dataset sources; ((experiments, runs), backup).
+
+    ``artifacts``: the current root as the tag ``rd3.ledger`` has it.
+    """
 
     def address(uri: str | None) -> str | None:
         name = _moved(before, objects, uri or "")
@@ -275,8 +261,9 @@ def _relocate_database(
         name = name_below(before, uri or "")
         return uri if name is None else objects.url(name)
 
-    def tag(value: str) -> str:
-        return ledger if _names_root(value, before) else value
+    def ledger_tag(value: str) -> str:
+        is_root = is_direct(value) and (value.startswith("s3://") or is_local(value))
+        return artifacts if is_root and open_objects(value).root == before.root else value
 
     with _opened(database) as connection:
         if not _has_tables(connection):
@@ -285,7 +272,7 @@ def _relocate_database(
         changes = [
             rewrite("experiments", "experiment_id", "artifact_location", location),
             rewrite("runs", "run_uuid", "artifact_uri", address),
-            rewrite("tags", "run_uuid", "value", tag, "key = 'rd3.ledger'"),
+            rewrite("tags", "run_uuid", "value", ledger_tag, "key = 'rd3.ledger'"),
             rewrite("tags", "run_uuid", "value", address, "key = 'rd3.files'"),
             rewrite("datasets", "dataset_uuid", "dataset_source", partial(_with_uri, change=address)),
         ]
@@ -306,12 +293,6 @@ def _changes(
     rows = connection.execute(f"SELECT {column}, {key} FROM {table} WHERE {where}").fetchall()
     statement = f"UPDATE {table} SET {column} = ? WHERE {key} = ? AND {where}"
     return statement, [(new, row) for value, row in rows if (new := change(value)) != value]
-
-
-def _names_root(value: str, objects: ObjectStore) -> bool:
-    return (
-        is_direct(value) and (value.startswith("s3://") or is_local(value)) and open_objects(value).root == objects.root
-    )
 
 
 def _with_uri(text: str, change: Any) -> str:

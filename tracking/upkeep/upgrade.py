@@ -25,7 +25,6 @@ class Upgraded(NamedTuple):
     kind: str
     old: Key
     new: Key
-    run_id: str | None
 
 
 class Left(NamedTuple):
@@ -76,10 +75,9 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
 
 
 def _unknown(entry: Entry, keys: Mapping[Key, Key], known: set[Key]) -> list[tuple[str, Key]]:
-    """Parents that are neither in the ledger nor among the mapped keys."""
-    return [
-        parent for parent in read_recipe(entry.recipe).parents() if parent[1] not in keys and parent[1] not in known
-    ]
+    """Parents (kind, key) that are neither in the ledger nor among the mapped keys."""
+    parents = read_recipe(entry.recipe).parents()
+    return [(kind, key) for kind, key in parents if key not in keys and key not in known]
 
 
 def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
@@ -90,7 +88,7 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     kept = ledger.add(upgraded_entry(entry, recipe))
     ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
     found = outcome.upgraded if kept.formerly == (entry.formerly or entry.key) else outcome.merged
-    found.append(Upgraded(entry.kind, entry.key, recipe.key, entry.run_id))
+    found.append(Upgraded(entry.kind, entry.key, recipe.key))
 
 
 def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
