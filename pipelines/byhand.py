@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.engine.execute import Outcome, execute
@@ -17,9 +17,8 @@ from rd3.methods._base import reductions as settings_reductions
 from rd3.planning.backbones import backbone_recipe
 from rd3.planning.sets import plan_set, tested_data
 from rd3.planning.teacher_roles import teacher_recipe, teacher_role
-from rd3.preset_rules import Case
 from rd3.protocol import reductions
-from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Key, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import BackboneRecipe, Data, EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
 from tracking.ledger.ledger import recipe_of
 
 
@@ -120,23 +119,21 @@ def evaluations_of(
     set_recipe = recipe_of(catalog.required_ledger.named("set", key))
     assert isinstance(set_recipe, SetRecipe)
     info = catalog.dataset(set_recipe.data.name)
-    label_teacher = teacher_of(info.name, teacher, catalog) if teacher else None
-    network = student or (label_teacher.network if label_teacher is not None else None)
+    teachers = [teacher_of(info.name, teacher, catalog)] if teacher else []
+    teacher_network = teachers[0].network if teachers else None
+    network = student or teacher_network
     if network is None:
         raise BadValue("Neither a student nor a teacher is given.", "give --student NETWORK or --teacher ROLE")
-    frame = Frame.of(info, set_recipe.ipc, network, label_teacher.network if label_teacher is not None else None)
+    frame = Frame.of(info, set_recipe.ipc, network, teacher_network)
     resolved = catalog.evaluation(protocol, frame, fields)
     resolved.require_fit(info.name, info.resolution, info.num_classes)
-    if resolved.taught and label_teacher is None:
+    if resolved.taught and not teachers:
         own = ", or --field soft_labels=own for the set's own" if set_recipe.soft_label_kind else ""
         raise BadValue("Soft labels need a teacher.", f"give --teacher ROLE, or --field labels=hard{own}")
-    before: list[Recipe] = (
-        [label_teacher, set_recipe] if resolved.taught and label_teacher is not None else [set_recipe]
-    )
     evaluations = [
         EvaluationRecipe.of(
             set_recipe,
-            teachers=[label_teacher] if label_teacher is not None else [],
+            teachers=teachers,
             protocol=resolved,
             student=network,
             student_seed=seed,
@@ -145,7 +142,7 @@ def evaluations_of(
         )
         for seed in seeds
     ]
-    return [*before, *evaluations]
+    return [*(teachers if resolved.taught else ()), set_recipe, *evaluations]
 
 
 def reduced_set(set_recipe: SetRecipe, catalog: Catalog) -> dict[str, tuple[float, float]]:
@@ -159,32 +156,20 @@ def reduced_set(set_recipe: SetRecipe, catalog: Catalog) -> dict[str, tuple[floa
 def reduced(
     recipes: Sequence[Recipe], protocol: str, teacher: str | None, catalog: Catalog
 ) -> dict[str, tuple[float, float]]:
-    """As :func:`reduced_set`, for evaluations with a teacher role under a protocol and their sets."""
-    cut: dict[str, tuple[float, float]] = {}
-    by_key = {recipe.key: recipe for recipe in recipes}
-    for recipe in recipes:
-        if isinstance(recipe, SetRecipe):
-            cut |= reduced_set(recipe, catalog)
-        elif isinstance(recipe, EvaluationRecipe):
-            cut |= reductions(catalog.protocol(protocol), recipe.protocol, _case(recipe, teacher, by_key, catalog))
-    return cut
+    """As :func:`reduced_set`, for the recipes of :func:`evaluations_of`: the set, and evaluations that differ in seeds.
 
-
-def _case(recipe: EvaluationRecipe, teacher: str | None, by_key: Mapping[Key, Recipe], catalog: Catalog) -> Case:
-    """What the protocol of an evaluation was resolved for, with the teacher that hard labels do not record."""
-    info, evaluated = catalog.dataset(recipe.data.name), by_key[recipe.set]
-    assert isinstance(evaluated, SetRecipe)
+    ``protocol`` and ``teacher``: names of those for which they were made; recipes with hard labels have no teacher.
+    """
+    set_recipe = next(recipe for recipe in recipes if isinstance(recipe, SetRecipe))
+    evaluation = next(recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe))
+    info = catalog.dataset(set_recipe.data.name)
     network = catalog.role(info.name, teacher).network if teacher else None
-    return Frame.of(info, evaluated.ipc, recipe.student, network).case
+    case = Frame.of(info, set_recipe.ipc, evaluation.student, network).case
+    return reduced_set(set_recipe, catalog) | reductions(catalog.protocol(protocol), evaluation.protocol, case)
 
 
-def run_recipes(
-    recipes: Sequence[Recipe],
-    session: Session,
-    *,
-    planned: Callable[[Plan], None] = lambda plan: None,
-) -> Outcome:
-    """Run the recipes that have no result yet, parents first; ``planned`` is called with the plan before the start."""
+def run_recipes(recipes: Sequence[Recipe], session: Session, show_plan: Callable[[Plan], None]) -> Outcome:
+    """Run the recipes that have no result yet, parents first; ``show_plan`` is called before the start."""
     catalog = Catalog.of(session)
     expansion = Expansion(
         recipes={recipe.key: recipe for recipe in recipes},
@@ -192,7 +177,7 @@ def run_recipes(
         infos={recipe.data.name: catalog.dataset(recipe.data.name) for recipe in recipes},
     )
     plan = plan_session(expansion, session)
-    planned(plan)
+    show_plan(plan)
     return execute(expansion, plan, session)
 
 

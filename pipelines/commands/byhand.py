@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,8 @@ from rd3.seeding import BIGGEST_SEED
 if TYPE_CHECKING:
     from pipelines.engine.execute import Outcome
     from pipelines.grid.plan import Plan
+    from pipelines.settings import Session
+    from rd3.recipe import Recipe
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,14 +35,14 @@ def distill(
     setting: Annotated[list[str] | None, typer.Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
-    from pipelines.byhand import reduced_set, run_recipes, set_of
+    from pipelines.byhand import reduced_set, set_of
     from pipelines.grid.catalog import Catalog
     from rd3.recipe import SetRecipe
 
     here = writing_session()
     catalog = Catalog.of(here)
     recipes = set_of(method, dataset, ipc, teacher, set_seed, parse_fields(setting), catalog)
-    finish(run_recipes(recipes, here, planned=show_work))
+    run_or_exit(recipes, here)
     recipe = recipes[-1]
     assert isinstance(recipe, SetRecipe)
     key = recipe.key[:12]
@@ -58,7 +61,7 @@ def evaluate(
     field: Annotated[list[str] | None, typer.Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Train students on a synthetic set and test each once on the full test set."""
-    from pipelines.byhand import evaluations_of, reduced, run_recipes
+    from pipelines.byhand import evaluations_of, reduced
     from pipelines.grid.catalog import Catalog
     from rd3.stats import mean, std
     from rd3.store import existing
@@ -66,9 +69,8 @@ def evaluate(
     here = writing_session()
     catalog, seeds = Catalog.of(here), list(dict.fromkeys(student_seed or [0, 1, 2]))
     recipes = evaluations_of(key, teacher, student, protocol, seeds, parse_fields(field), catalog)
-    finish(run_recipes(recipes, here, planned=show_work))
-    ledger = here.ledger
-    entries = [existing(ledger, "evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
+    run_or_exit(recipes, here)
+    entries = [existing(here.ledger, "evaluation", recipe.key) for recipe in recipes if recipe.kind == "evaluation"]
     show_table(
         [
             {
@@ -136,8 +138,11 @@ def show_failures(outcome: Outcome) -> None:
     show_reasons((failure.status, failure.reason, failure.label) for failure in outcome.failed)
 
 
-def finish(outcome: Outcome) -> None:
-    """Print each failure reason once, and exit with the outcome's code unless everything succeeded."""
+def run_or_exit(recipes: Sequence[Recipe], here: Session) -> None:
+    """Run those of the recipes that have no result yet; exits with the outcome's code unless all succeeded."""
+    from pipelines.byhand import run_recipes
+
+    outcome = run_recipes(recipes, here, show_work)
     show_failures(outcome)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
-from pipelines.commands.byhand import finish, show_work
+from pipelines.commands.byhand import run_or_exit
 from pipelines.settings import session, writing_session
 
 app = typer.Typer(name="diffusion", help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
@@ -21,13 +21,13 @@ def train(
     role: Annotated[str, typer.Option(help="Backbone role of the dataset.")] = "dit",
 ) -> None:
     """Train the small local model of a role; an interrupted training resumes at its last epoch."""
-    from pipelines.byhand import backbone_of, run_recipes
+    from pipelines.byhand import backbone_of
     from pipelines.grid.catalog import Catalog
     from rd3.store import existing
 
     here = writing_session()
     recipe = backbone_of(dataset, role, Catalog.of(here))
-    finish(run_recipes([recipe], here, planned=show_work))  # exits if it failed
+    run_or_exit([recipe], here)
     result = existing(here.ledger, "backbone", recipe.key).result
     console.print(f"backbone {recipe.key[:12]}: {_size(result)}, last loss {result['final_loss']:.4f}")
 

@@ -72,12 +72,9 @@ def submit(
             "--launcher takes neither --address nor --no-wait: its file names the head, and `ray submit` waits.",
             "leave them out, or leave out --launcher",
         )
-    options = [] if concurrent is None else ["--concurrent", str(concurrent)]
-    options += ["--shares", str(shares), "--gpu-share", str(gpu_share)]
-    options += [] if device is None else ["--device", device]
-    options += [] if max_hours is None else ["--max-hours", str(max_hours)]
-    if cache_logits is not None:
-        options += ["--cache-logits", str(budget_bytes(cache_logits))]
+    given: dict[str, object] = {"concurrent": concurrent, "shares": shares, "gpu-share": gpu_share, "device": device}
+    given |= {"max-hours": max_hours, "cache-logits": budget_bytes(cache_logits) or None}
+    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     local = launcher is None and jobs.may_be_local(address)  # then addresses of servers on this machine may be sent
     here = addresses_set()  # sent where --env has no other
     submitted = jobs.submission(grid, session(), addresses(env or []), here, options, local=local)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
-from pipelines.commands.byhand import finish, show_work
+from pipelines.commands.byhand import run_or_exit
 from pipelines.settings import session, writing_session
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ def train(
     role: Annotated[str, typer.Option(help="Teacher role of the dataset, or a network name.")],
 ) -> None:
     """Train the teacher of a role; an interrupted training resumes at its last epoch."""
-    from pipelines.byhand import run_recipes, teacher_of
+    from pipelines.byhand import teacher_of
     from pipelines.grid.catalog import Catalog
     from rd3.store import existing
 
     here = writing_session()
     recipe = teacher_of(dataset, role, Catalog.of(here))
-    finish(run_recipes([recipe], here, planned=show_work))
+    run_or_exit([recipe], here)
     result = existing(here.ledger, "teacher", recipe.key).result
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
 
