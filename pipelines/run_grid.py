@@ -15,6 +15,14 @@ from typing import Annotated
 
 import typer
 
+from pipelines import cli
+from pipelines.commands._show import exit_on_error
+from pipelines.grid.files import grid_file
+from pipelines.settings import addresses, driver_secrets, session
+from pipelines.transfer import datasets
+from rd3.errors import BadValue, DataMissing
+from rd3.store import write_atomically
+
 HOME = "~/.rd3"
 """RD3's home on a node that does not set one: Ray deletes a job's working directory when the job ends."""
 
@@ -35,10 +43,6 @@ def run_grid(
     ] = None,
 ) -> None:
     """Run `rd3 run GRID --address auto` with the same options."""
-    from pipelines import cli
-    from pipelines.commands._show import exit_on_error
-    from pipelines.settings import addresses, driver_secrets
-
     with exit_on_error():
         os.environ.update(driver_secrets() | addresses(env or []))
         os.environ["RD3_HOME"] = os.environ.get("RD3_HOME") or HOME
@@ -56,9 +60,6 @@ def keep(name: str, text: str, file: str = "") -> str:
 
     ``file``: the name of the file, if ``name`` is that of its demonstration size.
     """
-    from pipelines.settings import session
-    from rd3.store import write_atomically
-
     path = session().home / "grids" / Path(name).name
     write_atomically(path.with_name(Path(file or name).name), base64.urlsafe_b64decode(text))
     if file:
@@ -68,10 +69,6 @@ def keep(name: str, text: str, file: str = "") -> str:
 
 def keep_protocol(name: str, text: str) -> None:
     """Save a submitted protocol in this machine's home; raises BadValue if another one has its name there."""
-    from pipelines.settings import session
-    from rd3.errors import BadValue
-    from rd3.store import write_atomically
-
     path, content = session().presets / f"{Path(name).name}.yaml", base64.urlsafe_b64decode(text)
     if path.exists() and path.read_bytes() != content:
         raise BadValue(
@@ -83,20 +80,12 @@ def keep_protocol(name: str, text: str) -> None:
 
 def pull_missing(names: list[str]) -> None:
     """Pull the datasets that the driver needs for its plan; trials pull on their own nodes."""
-    if names:
-        from pipelines.settings import session
-        from pipelines.transfer.datasets import pull
-
-        here = session()
-        for name in names:
-            pull(name, here)
+    for name in names:
+        datasets.pull(name, session())
 
 
 def check_here(grid: str) -> None:
     """Raise DataMissing for a grid file that exists only on the submitting machine."""
-    from pipelines.grid.files import grid_file
-    from rd3.errors import DataMissing
-
     if Path(grid).suffix in (".yaml", ".yml") and grid_file(grid) is None:
         raise DataMissing(
             f"There is no grid file {grid} on the cluster node {socket.gethostname()}: a launcher copies only the "

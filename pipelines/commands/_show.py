@@ -39,27 +39,21 @@ stderr = PlainConsole(stderr=True, soft_wrap=True)
 def exit_on_error() -> Iterator[None]:
     """Report an :class:`RD3Error` as one sentence and one fix on stderr, and exit with its exit code."""
     try:
-        with _path_errors():
-            yield
-    except RD3Error as error:
-        stderr.print(f"{type(error).__name__}:", style="bold red", end=" ")
-        stderr.print(error.message)
-        if error.fix:
-            stderr.print("Fix:", style="bold", end=" ")
-            stderr.print(error.fix)
-        raise SystemExit(error.exit_code) from None
-
-
-@contextlib.contextmanager
-def _path_errors() -> Iterator[None]:
-    """Convert the ``OSError`` of a path that cannot be used to a :class:`StoreError`."""
-    try:
         yield
+        return
+    except RD3Error as error:
+        found = error
     except OSError as error:
         if error.errno not in _UNUSABLE:
             raise
         path = error.filename2 or error.filename or "a file"
-        raise StoreError(f"Cannot use {path}: {error.strerror}.", "free or repair it, or give another path") from None
+        found = StoreError(f"Cannot use {path}: {error.strerror}.", "free or repair it, or give another path")
+    stderr.print(f"{type(found).__name__}:", style="bold red", end=" ")
+    stderr.print(found.message)
+    if found.fix:
+        stderr.print("Fix:", style="bold", end=" ")
+        stderr.print(found.fix)
+    raise SystemExit(found.exit_code)
 
 
 def show_note(note: Note) -> None:

@@ -129,7 +129,7 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
     found = {}
     for name in protocol_names():
         values = one.value(name), other.value(name)
-        if values[0] == values[1] or (name in ("loss", "augmentation") and _alike(*values)):
+        if values[0] == values[1] or (name in ("loss", "augmentation") and _names(values[0]) == _names(values[1])):
             continue
         other_loss = "." not in name and one.loss.name != other.loss.name
         if name in type(one).model_fields or not (None in values or other_loss):
@@ -137,10 +137,6 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
     return found
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two losses or lists of augmentations have the same names."""
-
-    def names(value: Any) -> list[str]:
-        return [name for item in (value if isinstance(value, list) else [value]) for name in item]
-
-    return names(one) == names(other)
+def _names(value: Any) -> list[str]:
+    """Names in the value of a loss or of a list of augmentations: mappings of a name to its settings."""
+    return [name for component in (value if isinstance(value, list) else [value]) for name in component]
