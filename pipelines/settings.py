@@ -23,6 +23,7 @@ from tracking.place import Place
 
 if TYPE_CHECKING:
     from tracking.ledger.ledger import Ledger
+    from tracking.store import TrackedStore
 
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
 """Variables that are sent to a cluster.  None is a secret: nodes have credentials in their own environment."""
@@ -30,7 +31,7 @@ ADDRESSES = ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS", "RD3_DATA", "RD3_HOME")
 
 @dataclass(frozen=True)
 class Session(Place):
-    """The addresses that a command works with, and the ledger and presets at them."""
+    """The addresses that a command works with, and the ledger, store and presets at them."""
 
     @property
     def presets(self) -> Path:
@@ -44,6 +45,13 @@ class Session(Place):
 
         return Ledger(self.artifacts)
 
+    @functools.cached_property
+    def store(self) -> TrackedStore:
+        """The ledger's entries with their files; a result that is put into it also gets an MLflow run."""
+        from tracking.store import TrackedStore
+
+        return TrackedStore(self)
+
     def with_identity(self, lease: str = "", work: str = "") -> Session:
         """The same addresses with the ledger's identity, which the holder of a ``lease`` creates if there is none.
 
@@ -56,8 +64,8 @@ class Session(Place):
         return replace(self, ledger_id=ledger_id, lease=lease, user=current_user(), work=work)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Addresses alone travel to workers; a client stays in its process."""
-        return {name: value for name, value in self.__dict__.items() if name != "ledger"}
+        """Addresses alone travel to workers; clients stay in their process."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("ledger", "store")}
 
 
 def given(env: Mapping[str, str], name: str) -> str:

@@ -58,12 +58,7 @@ class Workspace:
         tracking_uri: str | None = None,
         artifacts: str | None = None,
     ):
-        given = {
-            "RD3_HOME": home,
-            "RD3_DATA": data,
-            "MLFLOW_TRACKING_URI": tracking_uri,
-            "RD3_ARTIFACTS": artifacts,
-        }
+        given = {"RD3_HOME": home, "RD3_DATA": data, "MLFLOW_TRACKING_URI": tracking_uri, "RD3_ARTIFACTS": artifacts}
         named = {name: str(value) for name, value in given.items() if value is not None}
         self.session: Session = session({**os.environ, **named})
 
@@ -83,10 +78,8 @@ class Workspace:
     def open_set(self, key: str) -> SyntheticSet:
         """The verified synthetic set with this key or key prefix: images (N, 3, H, W) and labels (N,)."""
         from rd3.synthetic_set import SyntheticSet
-        from tracking.store import TrackedStore
 
-        whole = self.session.ledger.resolve("set", key)
-        return SyntheticSet.open(TrackedStore(self.session).fetch("set", whole))
+        return SyntheticSet.open(self.session.store.fetch("set", self.session.ledger.resolve("set", key)))
 
     def teacher(self, dataset: str, role: str, *, device: str = "cpu") -> NormalisedNetwork:
         """A teacher in the ledger by role: a frozen module in eval mode with inputs in [0, 1].
@@ -96,9 +89,8 @@ class Workspace:
         from pipelines.byhand import teacher_of
         from rd3 import teacher
         from rd3.errors import DataMissing
-        from tracking.store import TrackedStore
 
-        recipe, store = teacher_of(dataset, role, Catalog.of(self.session)), TrackedStore(self.session)
+        recipe, store = teacher_of(dataset, role, Catalog.of(self.session)), self.session.store
         entry = store.find("teacher", recipe.key)
         if entry is None:
             raise DataMissing(
@@ -239,7 +231,6 @@ class LoadedGrid:
         charts, default those of :meth:`charts`.
         """
         from tracking.report.page import write_report
-        from tracking.store import TrackedStore
 
         here, grid = self.workspace.session, self.expansion.source_grid
         results = results or self.summarised()
@@ -247,7 +238,7 @@ class LoadedGrid:
         return write_report(
             self.name,
             results,
-            TrackedStore(here).fetch,
+            here.store.fetch,
             Path(folder) if folder is not None else here.home / "reports" / self.name,
             facts={"description": grid.description, "claim": grid.claim, "failures": self.status().why, **notes},
             charts=self.charts(results) if charts is None else charts,

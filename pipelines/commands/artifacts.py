@@ -17,7 +17,6 @@ from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
     from rd3.recipe import Key
-    from tracking.ledger.ledger import Ledger
 
 app = typer.Typer(
     name="artifacts",
@@ -39,14 +38,12 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check the SHA-256 of every stored file; list damage and exit with code 3 if there is any."""
-    from tracking.store import TrackedStore
     from tracking.upkeep.verify import check_entries
 
     here = writing_session() if forget else session()
-    store = TrackedStore(here)
-    chosen = wanted(store.ledger, here, keys, grid)
+    chosen = wanted(here, keys, grid)
     tagged, uncompared = compared_digests(here) if chosen else ({}, "")
-    checked = list(check_entries(store, chosen, tagged))
+    checked = list(check_entries(here.store, chosen, tagged))
     if not uncompared:
         uncompared = _without_runs(here, {one.run_id for one in checked if one.run_id} - tagged.keys())
     damaged = [one for one in checked if one.damage]
@@ -60,7 +57,7 @@ def verify(
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
         console.print(f"{summary}{uncompared}")
     if forget and damaged:
-        forget_entries(store.ledger, here, [(one.kind, one.key) for one in damaged])
+        forget_entries(here, [(one.kind, one.key) for one in damaged])
     if damaged and not as_json:
         console.print(
             "removed from the ledger; `rd3 run` regenerates them"
@@ -98,24 +95,24 @@ def _without_runs(here: Session, run_ids: Collection[str]) -> str:
     )
 
 
-def forget_entries(ledger: Ledger, here: Session, entries: list[tuple[str, Key]]) -> None:
+def forget_entries(here: Session, entries: list[tuple[str, Key]]) -> None:
     """Remove entries from the ledger, and their local work folders, so that stale results are not reported again."""
     from pipelines.engine import trial_log
     from pipelines.engine.job import work_folder
 
-    with ledger.lease():
+    with here.ledger.lease():
         for kind, key in entries:
-            ledger.forget(kind, key)
+            here.ledger.forget(kind, key)
             shutil.rmtree(work_folder(here.home, kind, key), ignore_errors=True)
             trial_log.append(here.home, "forgotten", kind, key)
 
 
-def wanted(ledger: Ledger, here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
+def wanted(here: Session, keys: list[str] | None, grid: str | None) -> list[tuple[str, Key]]:
     """(kind, key) of the entries that command-line arguments select."""
     from pipelines.grid.expand import expanded
     from tracking.upkeep.verify import everything
 
-    found = [ledger.resolve_any(key) for key in keys] if keys else everything(ledger)
+    found = [here.ledger.resolve_any(key) for key in keys] if keys else everything(here.ledger)
     if grid is None:
         return found
     recipes = expanded(grid, here).recipes
@@ -168,9 +165,8 @@ def fetch(
     """Download the files of results to this machine and verify them."""
     from rd3.errors import BadValue
     from rd3.store import new_folder, write_errors
-    from tracking.store import TrackedStore
 
-    store = TrackedStore(session())
+    store = session().store
     selected = [store.ledger.resolve_any(key) for key in keys]
     for kind, key in selected:
         folder = store.fetch(kind, key)
@@ -193,11 +189,9 @@ def push(
 ) -> None:
     """Copy finished results to another ledger, with MLflow runs, files and parents; skip existing entries."""
     from pipelines.transfer.results import push_results
-    from tracking.store import TrackedStore
 
     here = session()
-    ledger = TrackedStore(here).ledger
-    pushed = push_results(wanted(ledger, here, keys, grid), here, target, tracking)
+    pushed = push_results(wanted(here, keys, grid), here, target, tracking)
     refused = [one for one in pushed if one.lacking]
     for one in refused:
         console.print(f"{one.kind} {one.key[:12]} not copied: {one.lacking}")

@@ -48,7 +48,6 @@ def import_model(
     from rd3.diffusion.backbone import BackboneManifest
     from rd3.diffusion.foreign import import_backbone
     from rd3.store import Entry
-    from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
     here = writing_session()
@@ -65,7 +64,7 @@ def import_model(
             progress=progress,
         )
         manifest = BackboneManifest.read(Path(folder))
-        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
+        here.store.put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
     here.ledger.set_role(dataset, role or family, recipe.model_dump(mode="json"))
     console.print(f"backbone {recipe.key[:12]}: {_size(result)}, role {role or family} of {dataset}")
     console.print(
@@ -90,10 +89,9 @@ def verify(
     from rd3.errors import DataCorrupt
     from rd3.recipe import BackboneRecipe
     from tracking.ledger.ledger import recipe_of
-    from tracking.store import TrackedStore
 
     workspace = Workspace()
-    store = TrackedStore(workspace.session)
+    store = workspace.session.store
     entry = store.ledger.named("backbone", key)
     recipe = recipe_of(entry)
     assert isinstance(recipe, BackboneRecipe)

@@ -156,11 +156,7 @@ def listed(address: AddressOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command("status")
-def status(
-    job: JobArgument,
-    address: AddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def status(job: JobArgument, address: AddressOption = None, as_json: JsonOption = False) -> None:
     """Show the state of a job.  Exit code 0 while it runs or if it succeeded, else the exit code of its command."""
     from pipelines.cluster.submit import exit_code
 

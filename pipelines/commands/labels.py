@@ -25,12 +25,11 @@ def export(
     those of its set (`own`)."""
     from rd3.perform import export_labels
     from rd3.recipe import EvaluationRecipe, recipe_of_kind
-    from tracking.store import TrackedStore
 
     here = session()
     entry = here.ledger.named("evaluation", key)
     recipe = recipe_of_kind(entry.recipe, EvaluationRecipe)
     written = export_labels(
-        recipe, TrackedStore(here), here.roots, out, device=device, precision=entry.result.get("ran_precision")
+        recipe, here.store, here.roots, out, device=device, precision=entry.result.get("ran_precision")
     )
     console.print(f"wrote {out}: {written} bytes of labels")

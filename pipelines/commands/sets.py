@@ -120,7 +120,6 @@ def import_set(
     from rd3.errors import BadValue
     from rd3.store import Entry
     from rd3.synthetic_set import import_folder, import_tensors
-    from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
     here = writing_session()
@@ -152,6 +151,6 @@ def import_set(
         named += [] if number is None else [f"number {number}"]
         result = {"count": recipe.ipc * data.info.num_classes}
         entry = Entry.of(recipe, folder, result, recipe.content, source=", ".join(named))
-        TrackedStore(here).put(entry, folder)
+        here.store.put(entry, folder)
     own = "--student NETWORK --field soft_labels=own, or " if recipe.soft_label_kind else ""
     console.print(f"set {recipe.key[:12]}: IPC {recipe.ipc}. Next: rd3 evaluate {recipe.key[:12]} {own}--teacher ROLE")

@@ -76,7 +76,6 @@ def import_teacher(
     from rd3.store import Entry
     from rd3.teacher import import_weights
     from rd3.teacher.class_order import FOUND, read_class_order
-    from tracking.store import TrackedStore
     from tracking.upkeep.health import check_place
 
     if split not in ("train", "fit", "unknown"):
@@ -102,7 +101,7 @@ def import_teacher(
             progress=progress,
             notice=notices.append,
         )
-        TrackedStore(here).put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
+        here.store.put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))
     change = role_change(dataset, role or network, recipe, here)
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
@@ -118,10 +117,9 @@ def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the tea
     from rd3.datasets import open_dataset
     from rd3.recipe import TeacherRecipe
     from tracking.ledger.ledger import recipe_of
-    from tracking.store import TrackedStore
 
     here = session()
-    store = TrackedStore(here)
+    store = here.store
     entry = here.ledger.named("teacher", key)
     recipe = recipe_of(entry)
     assert isinstance(recipe, TeacherRecipe)
