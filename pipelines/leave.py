@@ -10,10 +10,9 @@ import contextlib
 
 TITLE = "ray::"
 """Prefix of the names that Ray gives to worker processes."""
-GRACE_S = 30.0
 
 
-def leave(give_up_after_s: float = GRACE_S) -> int:
+def leave(give_up_after_s: float = 30.0) -> int:
     """Send SIGTERM to every trial on this machine; returns how many have not ended in time."""
     import psutil
 

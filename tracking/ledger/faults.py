@@ -139,9 +139,8 @@ _PROXY_PUBLIC = replace(_PROXY_PRIVATE, fix="correct HTTP_PROXY and HTTPS_PROXY,
 
 def connection_fault(server: Server, text: str) -> Fault | None:
     """The fault behind a failed connection or an unexpected response, if TLS or a proxy is the cause."""
-    facts = {"name": server.name, "address": server.address, "certificates": server.certificates}
     fault = fault_in(text, _CONNECTIONS)
-    return fault.about(**facts) if fault else proxy_fault(server)
+    return fault.about(**vars(server)) if fault else proxy_fault(server)
 
 
 def proxy_fault(server: Server) -> Fault | None:

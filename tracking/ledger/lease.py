@@ -55,7 +55,7 @@ class Lease:
         self.token = uuid.uuid4().hex
         self._lost: dict[str, Any] | None = None
         self._done = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{name}", daemon=True)
 
     def _object_name(self, suffix: str = "") -> str:
         return f"leases/{self.name}{suffix}.json"
@@ -152,7 +152,6 @@ class Lease:
             chain = self._chain()
             if written and holder and claim not in dict(chain):  # the chain was released between reading and writing
                 self.objects.delete(claim)
-        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{self.name}", daemon=True)
         self._thread.start()
         return self
 
@@ -180,8 +179,7 @@ class Lease:
 
     def __exit__(self, *_error: object) -> None:
         self._done.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         # An unreachable store also frees the lease: no heartbeat follows.
         with contextlib.suppress(StoreError, DataCorrupt):
             chain = self._chain()

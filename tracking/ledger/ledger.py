@@ -181,11 +181,9 @@ class Ledger:
 
         Replaces an earlier one of that name; raises :class:`BadValue` if that is of the other kind.
         """
-        held = None
+        kind = before = recipe.get("kind", "teacher")
         with contextlib.suppress(DataCorrupt):  # it is replaced
-            held = self.role(dataset, role)
-        kind = recipe.get("kind", "teacher")
-        before = held.get("kind", "teacher") if held is not None else kind
+            before = (self.role(dataset, role) or recipe).get("kind", "teacher")
         if before != kind:
             raise BadValue(
                 f"Role {role} of {dataset} is a {before} and cannot become a {kind}.", "choose another --role"

@@ -17,15 +17,11 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 
 
-def _ignore(_message: str) -> None:
-    """Default for ``waiting``."""
-
-
 def retry(
     ask: Callable[[], T],
     *,
     give_up_after_s: float = GIVE_UP_AFTER_S,
-    waiting: Callable[[str], None] = _ignore,
+    waiting: Callable[[str], None] = lambda _message: None,
     leaving: Callable[[], bool] = lambda: False,
 ) -> T:
     """Call ``ask`` until it returns, with growing pauses after each :class:`Unavailable`; returns its result.

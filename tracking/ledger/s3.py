@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from rd3.errors import StoreError, StoreUnavailable
 from tracking.ledger.faults import has_password
 from tracking.ledger.object_store import ObjectStore, Stored, Unfinished
 from tracking.ledger.s3_faults import Refusal, failed, own_endpoint_fault, refused
+
+T = TypeVar("T")
 
 _THREADS = 24
 """Parallel requests for reading many objects."""
@@ -65,7 +67,6 @@ class S3Objects(ObjectStore):
         """The boto3 client, which is thread-safe; its short timeouts let a dead server be reported quickly."""
         import boto3
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
 
         config = Config(
             connect_timeout=3,
@@ -74,9 +75,8 @@ class S3Objects(ObjectStore):
             max_pool_connections=32,
         )
         try:
-            client = boto3.session.Session().client("s3", config=config)
-        except BotoCoreError as error:
-            raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
+            with s3_errors(self.root, ""):
+                client = boto3.session.Session().client("s3", config=config)
         except ValueError as error:
             raise StoreError(
                 f"Cannot create an S3 client for {self.root} ({error}).",
@@ -96,7 +96,7 @@ class S3Objects(ObjectStore):
     def errors(self) -> contextlib.AbstractContextManager[None]:
         return s3_errors(self.root, self.client.meta.endpoint_url)
 
-    def asked(self, ask: Callable[[], Any], refusals: Collection[str]) -> Any:
+    def asked(self, ask: Callable[[], T], refusals: Collection[str]) -> T | None:
         """The answer to a request; None if the server refuses it with one of these codes."""
         from botocore.exceptions import ClientError
 
@@ -104,14 +104,13 @@ class S3Objects(ObjectStore):
             try:
                 return ask()
             except ClientError as error:
-                if error.response["Error"]["Code"] in refusals:
-                    return None
-                raise
+                if error.response["Error"]["Code"] not in refusals:
+                    raise
+        return None
 
     def get(self, name: str) -> bytes | None:
         place = {"Bucket": self.bucket, "Key": self.prefix + name}
-        data: bytes | None = self.asked(lambda: self.client.get_object(**place)["Body"].read(), _ABSENT)
-        return data
+        return self.asked(lambda: self.client.get_object(**place)["Body"].read(), _ABSENT)
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
         wanted = list(names)
@@ -157,8 +156,6 @@ class S3Objects(ObjectStore):
             transfers.upload(str(source), self.bucket, self.prefix + name).result()
 
     def download(self, name: str, target: Path) -> bool:
-        """Download an object of any size; returns False if there is none."""
-
         def download() -> bool:
             self.client.download_file(self.bucket, self.prefix + name, str(target))
             return True
@@ -170,12 +167,10 @@ class S3Objects(ObjectStore):
 
     def has_credentials(self) -> bool:
         import boto3
-        from botocore.exceptions import BotoCoreError
 
-        try:
-            return boto3.session.Session().get_credentials() is not None
-        except BotoCoreError as error:
-            raise failed(error, self.root, "", connects=False).error(StoreError, StoreUnavailable) from None
+        with s3_errors(self.root, ""):
+            credentials = boto3.session.Session().get_credentials()
+        return credentials is not None
 
     def clock_ahead_s(self) -> float:
         asked = time.time()

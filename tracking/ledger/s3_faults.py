@@ -71,14 +71,11 @@ _UPLOADS = {"PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipa
 """Operations with a body, which boto3 sends with a checksum; empty: the operation is not known."""
 
 
-def _checksums_are_off() -> bool:
-    return os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_required"
-
-
 def _may_be_checksums(refusal: Refusal) -> bool:
     """Whether the checksums that boto3 sends with uploads since 1.36 may be what the server refuses."""
+    on = os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() != "when_required"
     named = not refusal.header or refusal.header.startswith(("x-amz-checksum", "x-amz-sdk", "x-amz-trailer"))
-    return refusal.uploads and named and not _checksums_are_off()
+    return refusal.uploads and named and on
 
 
 def _may_ask_for_checksum(refusal: Refusal) -> bool:
@@ -89,10 +86,6 @@ def _may_ask_for_checksum(refusal: Refusal) -> bool:
 
 def _may_be_condition(refusal: Refusal) -> bool:
     return refusal.uploads and refusal.header in ("", "if-none-match")
-
-
-def _names_kms(refusal: Refusal) -> bool:
-    return refusal.code.startswith("KMS.") or "kms:" in refusal.message.lower()
 
 
 class Row(NamedTuple):
@@ -134,7 +127,7 @@ ROWS = (
         "",
         "The KMS key that encrypts the bucket {bucket!r} cannot be used ({code}).",
         "enable that key, and allow our credentials kms:GenerateDataKey and kms:Decrypt on it",
-        when=_names_kms,
+        when=lambda refusal: refusal.code.startswith("KMS.") or "kms:" in refusal.message.lower(),
     ),
     Row(
         "403 AccessDenied Forbidden",
@@ -210,11 +203,7 @@ ROWS = (
         _SET_CHECKSUMS,
         when=_may_ask_for_checksum,
     ),
-    Row(
-        _UNSUPPORTED,
-        "{endpoint} does not implement {operation} ({code}).",
-        "use another S3 server",
-    ),
+    Row(_UNSUPPORTED, "{endpoint} does not implement {operation} ({code}).", "use another S3 server"),
     Row(
         "405 MethodNotAllowed",
         "{endpoint} does not allow {operation} on {root} ({code}).",
@@ -310,7 +299,7 @@ def failed(error: Exception, root: str, endpoint: str, *, connects: bool) -> Fau
     """The fault behind an exception of boto3 without a response; ``connects``: whether a connection failed."""
     name, text = type(error).__name__, " ".join(str(error).split()).rstrip(".")
     cause = _CAUSE.search(str(getattr(error, "kwargs", {}).get("error", "")))
-    facts = {"root": root, "endpoint": endpoint, "name": name, "text": text, "bucket": urlsplit(root).netloc}
+    facts = {"root": root, "endpoint": endpoint, "text": text, "bucket": urlsplit(root).netloc}
     facts["server"] = _server(endpoint).name
     facts["cause"] = cause[1] if cause else name
     facts["profile"] = f" --profile {profile}" if (profile := os.environ.get("AWS_PROFILE")) else ""

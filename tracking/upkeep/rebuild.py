@@ -35,7 +35,9 @@ def rebuild(ledger: Ledger, place: Place) -> Rebuilt:
     tracker = Tracker(place)
     known = {kind: ledger.keys(kind) for kind in KINDS}
     added, without_entry = 0, list[str]()
-    for run in _done_runs(tracker):
+    with tracker.errors():
+        done = tracker.search(tracker.experiment_ids(), {"rd3.status": "done"}, "attributes.status = 'FINISHED'")
+    for run in done:
         tags = run.data.tags
         if tags["rd3.key"] in known.get(tags["rd3.kind"], {tags["rd3.key"]}):
             continue  # it is in the ledger, or of a kind that this version does not have
@@ -61,8 +63,3 @@ def _with_current_address(entry: Entry, run: Any, ledger: Ledger) -> Entry:
     if (entry.artifact or "").endswith(f"/{run.info.run_id}/artifacts/{entry.kind}"):
         return entry.model_copy(update={"artifact": f"{run.info.artifact_uri}/{entry.kind}"})
     return to_absolute(entry, ledger.objects)
-
-
-def _done_runs(tracker: Tracker) -> list[Any]:
-    with tracker.errors():
-        return tracker.search(tracker.experiment_ids(), {"rd3.status": "done"}, "attributes.status = 'FINISHED'")
