@@ -91,23 +91,20 @@ def _drawing(work: Opened, name: str, ipc: int, role: str, methods: dict[str, st
 def _of_real(dataset: Dataset, teacher: NormalisedNetwork) -> Points:
     labels = dataset.labels("train")
     chosen = np.concatenate([np.flatnonzero(labels == label)[:_REAL] for label in range(_CLASSES)])
-    parts = [
-        _features(dataset.images("train", chosen[first : first + _AT_ONCE].tolist()), teacher)
-        for first in range(0, len(chosen), _AT_ONCE)
-    ]
-    return Points(np.concatenate(parts), labels[chosen])
+    return Points(_features(dataset.images("train", chosen.tolist()), teacher), labels[chosen])
 
 
 def _of_set(synthetic: SyntheticSet, teacher: NormalisedNetwork) -> Points:
     shown = synthetic.labels < _CLASSES
-    images = synthetic.images[shown].split(_AT_ONCE)
-    return Points(np.concatenate([_features(part, teacher) for part in images]), synthetic.labels[shown].numpy())
+    return Points(_features(synthetic.images[shown], teacher), synthetic.labels[shown].numpy())
 
 
 def _features(images: torch.Tensor, teacher: NormalisedNetwork) -> np.ndarray:
+    """(n, d) features before the last layer of (n, 3, h, w) uint8 images."""
     import torch
 
     from rd3.augment import to_unit
 
     with torch.inference_mode():
-        return teacher.features(to_unit(images)).flatten(1).double().numpy()
+        parts = [teacher.features(to_unit(part)).flatten(1).double() for part in images.split(_AT_ONCE)]
+        return torch.cat(parts).numpy()

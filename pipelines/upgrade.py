@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,7 +13,7 @@ from rd3.errors import RD3Error
 from rd3.methods import METHODS
 from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
 from rd3.protocol import Preset
-from rd3.recipe import KINDS, EvaluationRecipe, Key, SetRecipe, StatisticsRecipe, read_recipe, recipe_of_kind
+from rd3.recipe import KINDS, EvaluationRecipe, Key, Recipe, SetRecipe, StatisticsRecipe, read_recipe, recipe_of_kind
 from rd3.store import Entry, write_atomically
 from rd3.upgrade import FORMAT, former_key, upgraded_sections
 from rd3.yaml_numbers import load_with_numbers
@@ -57,7 +56,7 @@ def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
             continue
         for name in every_role(info):
             recipe = teacher_recipe(teacher_role(info, name), info, data.fingerprint, data.split)
-            found[former_key(_former(recipe.model_dump(mode="json")))] = recipe.key
+            found[_former_key(recipe)] = recipe.key
     return found
 
 
@@ -77,15 +76,15 @@ def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], info_of: Inf
             teacher=teachers.get(teacher, teacher),
             collection=collection,
         )
-        if former_key(_former(recipe.model_dump(mode="json")) | {"teacher": teacher}) == old:
+        if _former_key(recipe, teacher=teacher) == old:
             found[old] = recipe.key
     return found
 
 
-def _former(plain: dict[str, Any]) -> dict[str, Any]:
-    """A recipe as in format 1, which had ``bf16`` where there is ``auto`` now."""
-    precision = "bf16" if plain["precision"] == "auto" else plain["precision"]
-    return {name: value for name, value in plain.items() if name != "format"} | {"precision": precision}
+def _former_key(recipe: Recipe, **former: Key) -> Key:
+    """The key of a recipe in format 1, which had ``bf16`` where there is ``auto`` now; ``former``: parents' keys."""
+    plain = recipe.model_dump(mode="json") | former
+    return former_key(plain | {"precision": "bf16" if plain["precision"] == "auto" else plain["precision"]})
 
 
 def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from rd3.models import NormalisedNetwork
     from rd3.synthetic_set import SyntheticSet
     from tracking.report.charts import Drawing
-    from tracking.report.entries import GridEntries
     from tracking.report.results import Results
 
 
@@ -100,10 +99,9 @@ class Workspace:
         return teacher.load(folder, recipe, self.dataset(dataset), device=device, formerly=entry.formerly)
 
 
-def _at_least_one(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise BadValue(f"{name} is {count}.", f"give {name} from 1, or leave it out")
+def _at_least_one(name: str, count: int | None) -> None:
+    if count is not None and count < 1:
+        raise BadValue(f"{name} is {count}.", f"give {name} from 1, or leave it out")
 
 
 class LoadedGrid:
@@ -126,7 +124,7 @@ class LoadedGrid:
 
         ``device``: device for cost estimates: ``cpu``, ``cuda`` or a calibrated device's name; ``devices``: how many.
         """
-        _at_least_one(devices=devices)
+        _at_least_one("devices", devices)
         return self._plan(device=device, slots=devices)
 
     def _plan(self, **options: Any) -> Plan:
@@ -152,7 +150,7 @@ class LoadedGrid:
         fraction of a GPU per evaluation trial.  ``cache_logits_bytes``: disk budget for teacher logits that several
         evaluations need; 0: none are kept.
         """
-        _at_least_one(max_concurrent=max_concurrent)
+        _at_least_one("max_concurrent", max_concurrent)
         if not 0 < gpu_share <= 1:
             raise BadValue(f"gpu_share is {gpu_share}.", "give a fraction above 0 and of at most 1")
         if local and (address or max_concurrent):
@@ -177,14 +175,12 @@ class LoadedGrid:
         return self.summarised().frame
 
     def summarised(self) -> Results:
-        """Results as they are now, with scores: mean and standard deviation over seeds."""
-        from tracking.report.results import Results
+        """Results as they are now, with scores: mean and standard deviation over seeds.
 
-        return Results.of(self.expansion.cells, self._entries().find)
-
-    def _entries(self) -> GridEntries:
-        """The ledger entries of the grid; raises :class:`DataCorrupt` if one contradicts its MLflow run."""
+        Raises :class:`DataCorrupt` if a ledger entry contradicts its MLflow run.
+        """
         from tracking.report.entries import GridEntries
+        from tracking.report.results import Results
         from tracking.runs.runs import Tracker
 
         here = self.workspace.session
@@ -201,7 +197,7 @@ class LoadedGrid:
             self._not_compared = f"not compared with MLflow: {error.message}"
         if self._not_compared:
             sys.stderr.write(f"Digests of results: {self._not_compared}\n")
-        return entries
+        return Results.of(self.expansion.cells, entries.find)
 
     def other_code(self, results: Results) -> list[str]:
         """A sentence for each plugin whose code is another one now than when sets or evaluations were computed."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_note, show_table
 from pipelines.settings import session, writing_session
+
+if TYPE_CHECKING:
+    from rd3.datasets import Finding
 
 app = typer.Typer(name="data", help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
@@ -21,28 +24,22 @@ def doctor(as_json: JsonOption = False) -> None:
     from rd3 import datasets
 
     findings = datasets.doctor(session().roots)
-    show_table([describe(finding, whole=as_json) for finding in findings], as_json=as_json)
-    for finding in findings if not as_json else ():
-        if finding.state != "ok":
-            console.print(f"{finding.dataset}: {finding.message} Fix: {finding.fix}")
-    if not as_json:
+    if as_json:
+        show_table([{"name": finding.dataset, **asdict(finding)} for finding in findings], as_json=True)
+    else:
+        show_table([_row(finding) for finding in findings])
+        for finding in findings:
+            if finding.state != "ok":
+                console.print(f"{finding.dataset}: {finding.message} Fix: {finding.fix}")
         console.print("ok: files, labels, class lists and counts; images are decoded when a dataset is used")
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(3)
 
 
-def describe(finding: Any, *, whole: bool = True) -> dict[str, Any]:
-    """A finding as a table row: all fields for programs (``whole``), the main ones for people."""
-    if whole:
-        return {"name": finding.dataset, **asdict(finding)}
-    found = finding.state == "ok"
-    return {
-        "dataset": finding.dataset,
-        "state": finding.state,
-        "train": finding.train_count if found else None,
-        "test": finding.test_count if found else None,
-        "folder": finding.folder,
-    }
+def _row(finding: Finding) -> dict[str, Any]:
+    train, test = (finding.train_count, finding.test_count) if finding.state == "ok" else (None, None)
+    shown = {"dataset": finding.dataset, "state": finding.state}
+    return shown | {"train": train, "test": test, "folder": finding.folder}
 
 
 @app.command("fetch")
@@ -85,8 +82,7 @@ def add(
     if sides.nearest != resolution:
         again = f"rd3 data add {name} --folder {shlex.quote(str(folder))} --resolution {sides.nearest}"
         lines.append(f"{sides.nearest} is closer: {again}")
-    for line in lines:
-        console.print(line)
+    console.print(*lines, sep="\n")
 
 
 @app.command("push")

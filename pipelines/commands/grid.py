@@ -136,8 +136,7 @@ def show_plan(plan: Plan, *, every: bool = False, rate: float | None = None) -> 
             console.print(f"{item.status:<11} {(item.key or '')[:12]:<12} {item.label}{cost}")
     show_reasons((item.status, item.reason, item.label) for item in plan.items if item.reason)
     if plan.keys("run"):
-        for line in cost_lines(plan, rate):
-            console.print(line)
+        console.print(*cost_lines(plan, rate), sep="\n")
 
 
 def show_notes(expansion: Expansion) -> None:
@@ -297,10 +296,9 @@ def report(
 
     loaded = Workspace().grid(grid)
     here = loaded.workspace.session
-    folder = out or here.home / "reports" / loaded.name
     results = loaded.summarised()
     charts = loaded.charts(results, embedding=tsne)
-    written = loaded.report(folder, results, charts)
+    written = loaded.report(out, results, charts)
     rows = result_rows(results)
     show_table(rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:

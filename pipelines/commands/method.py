@@ -112,11 +112,11 @@ def new(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template(name))
     shown = path if path.is_absolute() or len(path.parts) > 1 else f"./{path}"
-    for line in (
+    console.print(
         f"wrote {path}",
         f"Test it: rd3 method test {shown}",
         f"To use it in grids, move it into {methods_folder()},",
         "or declare it in the entry points of your package:",
         f'  [project.entry-points."rd3.methods"]\n  {name} = "your_package.{name}"',
-    ):
-        console.print(line)
+        sep="\n",
+    )

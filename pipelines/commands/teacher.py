@@ -106,8 +106,7 @@ def import_teacher(
     here.ledger.set_role(dataset, role or network, recipe.model_dump(mode="json"))
     console.print(f"teacher {recipe.key[:12]}: {result['top1_pct']:.2f} % on {result['tested']} test images")
     own = ", the dataset's own" if recipe.normalisation == opened.info.normalisation else ""
-    for line in (f"pixels normalised with {spelled(recipe.normalisation)}{own}", change, *notices):
-        console.print(line)
+    console.print(f"pixels normalised with {spelled(recipe.normalisation)}{own}", change, *notices, sep="\n")
 
 
 @app.command("verify")

@@ -56,12 +56,11 @@ class Ledger:
         self.objects = open_objects(root)
         self.root = self.objects.root
 
-    def keys(self, kind: str) -> set[Key]:
-        """Keys of all finished recipes of ``kind``; takes one listing and reads no entry."""
-        return self._keys(kind, "")
+    def keys(self, kind: str, start: str = "") -> set[Key]:
+        """Keys of finished recipes of ``kind`` that begin with ``start``; reads no entry, but only lists names.
 
-    def _keys(self, kind: str, start: str) -> set[Key]:
-        """Keys that begin with ``start``, without those of an older format whose entries were upgraded."""
+        Keys of an older format whose entries were upgraded are left out.
+        """
         return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
 
     def _listed(self, name: str) -> set[Key]:
@@ -157,7 +156,7 @@ class Ledger:
         return [
             (kind, key)
             for kind in kinds
-            for key in sorted(self._keys(kind, start) | set(self.former_keys(kind, start).values()))
+            for key in sorted(self.keys(kind, start) | set(self.former_keys(kind, start).values()))
         ]
 
     def _only(self, prefix: str, found: list[tuple[str, Key]]) -> tuple[str, Key]:

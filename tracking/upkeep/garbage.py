@@ -48,36 +48,43 @@ def find_garbage(place: Place, ledger: Ledger, *, driver_lives: bool) -> Iterato
     """Yield everything that can be deleted; without runs, scratch and caches if ``driver_lives``."""
     now = time.time()
     keys = {kind: ledger.keys(kind) for kind in KINDS}
-    yield from _blocks(ledger.objects, keys["set"], now)
+    objects, complete = ledger.objects, {f"blocks/{key}" for key in keys["set"]}
+    yield from _objects("blocks of a set that is done", objects, "blocks/", 2, complete.__contains__, now)
     # Listings of objects do not show uploads in parts that were not completed, but these take up storage.
-    for upload in ledger.objects.unfinished(before=now - UPLOAD_S):
+    for upload in objects.unfinished(before=now - UPLOAD_S):
         yield Garbage("unfinished upload", upload.url, upload.size, upload.abort)
     if driver_lives:
         return
     # Entries that an upgrade replaced still count: they and their files are removed on the user's request only.
     named = {kind: known | set(ledger.former_keys(kind)) for kind, known in keys.items()}
     entries = [entry for kind, known in named.items() for entry in ledger.find_many(kind, known).values()]
-    yield from _direct_files(ledger.objects, entries, now)
+    used = {entry.artifact for entry in entries}
+    yield from _objects(
+        "files without ledger entry", objects, "files/", 3, lambda name: objects.url(name) not in used, now
+    )
     # The path alone is not enough: on a shared server another machine's ledger may have the same one.
     # Of a copy, which has no identity yet, only runs without one may be taken for its own.
-    ledger_id = place.ledger_id or identity(ledger.objects, create=False) or "none"
+    ledger_id = place.ledger_id or identity(objects, create=False) or "none"
     yield from _runs(Tracker(replace(place, ledger_id=ledger_id)), ledger, entries, now)
     yield from _scratch(place.home, keys, now)
 
 
-def _blocks(objects: ObjectStore, done: set[Key], now: float) -> Iterator[Garbage]:
-    """Blocks that trials with a share of a set uploaded, of sets that are complete."""
-    for key, found in _grouped(objects, "blocks/", depth=1).items():
-        if key in done and _old(found, now):
-            yield _garbage_of("blocks of a set that is done", objects, f"blocks/{key}", found)
+def _objects(
+    what: str, objects: ObjectStore, folder: str, depth: int, unused: Callable[[str], bool], now: float
+) -> Iterator[Garbage]:
+    """Folders of objects, named by the first ``depth`` parts of their paths below the root, that are ``unused``."""
+    groups: dict[str, list[Stored]] = defaultdict(list)
+    for one in objects.entries(folder):
+        groups["/".join(one.name.split("/")[:depth])].append(one)
+    for name, found in groups.items():
+        if unused(name) and all(now - one.changed > YOUNG_S for one in found):
+            remove = partial(_delete, objects, found)
+            yield Garbage(what, f"{objects.root}/{name}", sum(one.size for one in found), remove)
 
 
-def _direct_files(objects: ObjectStore, entries: list[Entry], now: float) -> Iterator[Garbage]:
-    """Files below the artifact root that no entry refers to."""
-    named = {entry.artifact for entry in entries}
-    for name, found in _grouped(objects, "files/", depth=2).items():
-        if objects.url(f"files/{name}") not in named and _old(found, now):
-            yield _garbage_of("files without ledger entry", objects, f"files/{name}", found)
+def _delete(objects: ObjectStore, found: list[Stored]) -> None:
+    for one in found:
+        objects.delete(one.name)
 
 
 def _runs(tracker: Tracker, ledger: Ledger, entries: list[Entry], now: float) -> Iterator[Garbage]:
@@ -132,24 +139,3 @@ def _folder(what: str, folder: Path, now: float, age_s: float) -> Iterator[Garba
     if all(now - stat.st_mtime > age_s for stat in (folder.stat(), *files)):
         remove = partial(shutil.rmtree, folder, ignore_errors=True)
         yield Garbage(what, str(folder), sum(stat.st_size for stat in files), remove)
-
-
-def _garbage_of(what: str, objects: ObjectStore, place: str, found: list[Stored]) -> Garbage:
-    def remove() -> None:
-        for one in found:
-            objects.delete(one.name)
-
-    return Garbage(what, f"{objects.root}/{place}", sum(one.size for one in found), remove)
-
-
-def _old(found: list[Stored], now: float) -> bool:
-    return all(now - one.changed > YOUNG_S for one in found)
-
-
-def _grouped(objects: ObjectStore, prefix: str, depth: int) -> dict[str, list[Stored]]:
-    """Objects below ``prefix``, grouped by the next ``depth`` components of their names."""
-    groups: dict[str, list[Stored]] = defaultdict(list)
-    for one in objects.entries(prefix):
-        steps = one.name.removeprefix(prefix).split("/")
-        groups["/".join(steps[:depth])].append(one)
-    return groups

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rd3.recipe import KINDS, Key, Recipe, read_recipe
+from rd3.recipe import KINDS, Key, read_recipe
 from rd3.store import Entry
 from rd3.upgrade import FORMAT, ran_precision, upgraded
 from tracking.ledger.ledger import Ledger, former_name
@@ -44,7 +44,7 @@ class Outcome:
     merged: list[Upgraded] = field(default_factory=list)
     """Entries whose new key already had an entry: of a recipe that differed in irrelevant fields, or of a newer run."""
     keys: dict[Key, Key] = field(default_factory=dict)
-    """Map of old to new keys for every entry that has or had an older format; to itself where the key stays."""
+    """Map of old to new keys of all entries and of the parents that may be missing; to itself where the key stays."""
 
 
 def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
@@ -53,15 +53,14 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
     ``parents`` maps old to new keys of recipes that may be missing from the ledger although entries depend on them.  An
     entry with a parent that is neither in the ledger nor in ``parents`` is not upgraded.
     """
-    outcome, known = Outcome(keys=dict(parents)), set[Key]()
+    outcome = Outcome(keys=dict(parents))
     for kind in KINDS:
         former = ledger.former_keys(kind)
-        outcome.keys |= former
         entries = ledger.find_many(kind, ledger.keys(kind))
         waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
-        known |= {key for key, entry in entries.items() if entry.recipe.get("format", 1) >= FORMAT}
+        outcome.keys |= former | {key: key for key in entries.keys() - {entry.key for entry in waiting}}
         while waiting:  # a set may depend on another set
-            ready = [entry for entry in waiting if not _unknown(entry, outcome.keys, known)]
+            ready = [entry for entry in waiting if not _unknown(entry, outcome.keys)]
             if not ready:
                 break
             settled = {entry.key for entry in ready}
@@ -69,15 +68,14 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
             for entry in ready:
                 _upgrade(ledger, entry, outcome)
         for entry in waiting:
-            lacking = ", ".join(f"{parent} {key[:12]}" for parent, key in _unknown(entry, outcome.keys, known))
+            lacking = ", ".join(f"{parent} {key[:12]}" for parent, key in _unknown(entry, outcome.keys))
             outcome.left.append(Left(kind, entry.key, f"it depends on {lacking}, which is unknown here"))
     return outcome
 
 
-def _unknown(entry: Entry, keys: Mapping[Key, Key], known: set[Key]) -> list[tuple[str, Key]]:
-    """Parents (kind, key) that are neither in the ledger nor among the mapped keys."""
-    parents = read_recipe(entry.recipe).parents()
-    return [(kind, key) for kind, key in parents if key not in keys and key not in known]
+def _unknown(entry: Entry, keys: Mapping[Key, Key]) -> list[tuple[str, Key]]:
+    """Parents (kind, key) of which it is not known whether they have another key now."""
+    return [(kind, key) for kind, key in read_recipe(entry.recipe).parents() if key not in keys]
 
 
 def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
@@ -85,20 +83,14 @@ def _upgrade(ledger: Ledger, entry: Entry, outcome: Outcome) -> None:
     outcome.keys[entry.key] = recipe.key
     if recipe.key == entry.key:  # the format is no part of a key: without changed fields and parents, it stays
         return
-    kept = ledger.add(upgraded_entry(entry, recipe))
-    ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
-    found = outcome.upgraded if kept.formerly == (entry.formerly or entry.key) else outcome.merged
-    found.append(Upgraded(entry.kind, entry.key, recipe.key))
-
-
-def upgraded_entry(entry: Entry, recipe: Recipe) -> Entry:
-    """A copy of an entry of an older format with the upgraded recipe and its key."""
-    ran = ran_precision(entry.recipe)  # an older recipe held what is now part of the result
-    result: dict[str, Any] = entry.result | ({"ran_precision": ran} if ran else {})
-    plain = recipe.model_dump(mode="json")
+    # What a recipe of format 1 says about its precision is part of the result now.
+    result = entry.result | ({"ran_precision": ran} if (ran := ran_precision(entry.recipe)) else {})
     formerly = entry.formerly or entry.key
-    new = {"key": recipe.key, "recipe": plain, "result": result, "formerly": formerly, "digest": None}
-    return entry.model_copy(update=new).sealed()
+    new = {"key": recipe.key, "recipe": recipe.model_dump(mode="json"), "result": result, "formerly": formerly}
+    kept = ledger.add(entry.model_copy(update=new))
+    ledger.objects.put(former_name(entry.kind, entry.key), json.dumps({"key": recipe.key}).encode())
+    found = outcome.upgraded if kept.formerly == formerly else outcome.merged
+    found.append(Upgraded(entry.kind, entry.key, recipe.key))
 
 
 def remove_former(ledger: Ledger) -> int:
