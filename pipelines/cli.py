@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
+from typer import Exit, Option, Typer
 
 from pipelines.cluster.local import exit_if_lost
 from pipelines.commands import (
@@ -40,7 +40,7 @@ from pipelines.terminal import output_errors
 from rd3 import __version__
 from rd3.processes import machine_errors
 
-app = typer.Typer(
+app = Typer(
     name="rd3",
     help="Generate distilled datasets, train students on them under one fixed protocol, compare the results.",
     no_args_is_help=True,
@@ -56,13 +56,13 @@ for group in (data, jobs, teacher, diffusion, sets, labels, protocol, method, ar
 def _show_version(asked: bool) -> None:
     if asked:
         console.print(f"rd3 {__version__}")
-        raise typer.Exit
+        raise Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        bool, Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options of ``rd3`` itself."""

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Option, Typer
 
 from pipelines import cli
 from pipelines.commands._show import exit_on_error
@@ -28,18 +28,16 @@ HOME = "~/.rd3"
 
 
 def run_grid(
-    context: typer.Context,
-    grid: Annotated[str, typer.Argument(help="Name of a built-in grid, or path of a YAML file on this machine.")],
-    text: Annotated[str, typer.Option(help="Content of the grid file GRID in URL-safe base64.")] = "",
-    file: Annotated[str, typer.Option(help="Name of the file with that content, if GRID is its small size.")] = "",
-    env: Annotated[
-        list[str] | None, typer.Option(help="An address as NAME=VALUE; repeatable.", metavar="NAME=VALUE")
-    ] = None,
+    context: Context,
+    grid: Annotated[str, Argument(help="Name of a built-in grid, or path of a YAML file on this machine.")],
+    text: Annotated[str, Option(help="Content of the grid file GRID in URL-safe base64.")] = "",
+    file: Annotated[str, Option(help="Name of the file with that content, if GRID is its small size.")] = "",
+    env: Annotated[list[str] | None, Option(help="An address as NAME=VALUE; repeatable.", metavar="NAME=VALUE")] = None,
     pull: Annotated[
-        list[str] | None, typer.Option(help="Dataset to pull if it is missing on this machine; repeatable.")
+        list[str] | None, Option(help="Dataset to pull if it is missing on this machine; repeatable.")
     ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="A user's protocol as NAME=TEXT, in URL-safe base64; repeatable.")
+        list[str] | None, Option(help="A user's protocol as NAME=TEXT, in URL-safe base64; repeatable.")
     ] = None,
 ) -> None:
     """Run `rd3 run GRID --address auto` with the same options."""
@@ -94,7 +92,7 @@ def check_here(grid: str) -> None:
         )
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run_grid)
 
 if __name__ == "__main__":

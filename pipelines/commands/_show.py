@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from typer import Option
 
 from pipelines.grid.located_yaml import point_for_comma, read_located
 from pipelines.terminal import PlainColumn, PlainConsole
@@ -29,7 +29,7 @@ _UNUSABLE = {
     errno.ENAMETOOLONG,
 }  # fmt: skip
 """Errors of paths that users give, and of full or read-only disks; any other ``OSError`` is a bug."""
-JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
+JsonOption = Annotated[bool, Option("--json", help="Print a JSON array.")]
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS, soft_wrap=True)
 """Output for people.  Lines are left to the terminal to wrap, so that paths and commands can be copied."""
 stderr = PlainConsole(stderr=True, soft_wrap=True)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, ledger_line, show_table
 from pipelines.settings import Session, session, writing_session
@@ -18,23 +18,21 @@ from rd3.errors import TrackingError
 if TYPE_CHECKING:
     from rd3.recipe import Key
 
-app = typer.Typer(
+app = Typer(
     name="artifacts",
     help="Files behind the ledger: verify, garbage-collect, fetch, push, relocate, rebuild.",
     no_args_is_help=True,
 )
 
-KeysArgument = Annotated[list[str] | None, typer.Argument(help="Keys or key prefixes (default: all).")]
-GridOption = Annotated[str | None, typer.Option("--grid", help="Only results that this grid needs.")]
+KeysArgument = Annotated[list[str] | None, Argument(help="Keys or key prefixes (default: all).")]
+GridOption = Annotated[str | None, Option("--grid", help="Only results that this grid needs.")]
 
 
 @app.command("verify")
 def verify(
     keys: KeysArgument = None,
     grid: GridOption = None,
-    forget: Annotated[
-        bool, typer.Option("--forget", help="Remove damaged entries; the next run regenerates them.")
-    ] = False,
+    forget: Annotated[bool, Option("--forget", help="Remove damaged entries; the next run regenerates them.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check the SHA-256 of every stored file; list damage and exit with code 3 if there is any."""
@@ -65,7 +63,7 @@ def verify(
             else "`rd3 artifacts verify --forget` removes them from the ledger; `rd3 run` then regenerates them"
         )
     if damaged:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def compared_digests(here: Session) -> tuple[dict[str, str], str]:
@@ -121,7 +119,7 @@ def wanted(here: Session, keys: list[str] | None, grid: str | None) -> list[tupl
 
 @app.command("gc")
 def collect_garbage(
-    yes: Annotated[bool, typer.Option("--yes", help="Delete the files.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Delete the files.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List unreferenced files with their sizes; delete them only with --yes.
@@ -157,9 +155,9 @@ def collect_garbage(
 
 @app.command("fetch")
 def fetch(
-    keys: Annotated[list[str], typer.Argument(help="Keys or key prefixes of results.")],
+    keys: Annotated[list[str], Argument(help="Keys or key prefixes of results.")],
     out: Annotated[
-        Path | None, typer.Option(help="Copy to DIR/<kind>-<key> (default: print the path of the cached files).")
+        Path | None, Option(help="Copy to DIR/<kind>-<key> (default: print the path of the cached files).")
     ] = None,
 ) -> None:
     """Download the files of results to this machine and verify them."""
@@ -182,8 +180,8 @@ def fetch(
 
 @app.command("push")
 def push(
-    target: Annotated[str, typer.Argument(help="Artifact root to copy to: a folder or s3://bucket/prefix.")],
-    tracking: Annotated[str, typer.Option(help="MLflow server or database of that artifact root.")],
+    target: Annotated[str, Argument(help="Artifact root to copy to: a folder or s3://bucket/prefix.")],
+    tracking: Annotated[str, Option(help="MLflow server or database of that artifact root.")],
     keys: KeysArgument = None,
     grid: GridOption = None,
 ) -> None:
@@ -198,14 +196,14 @@ def push(
     new = sum(one.new for one in pushed)
     console.print(f"{new} new, {len(pushed) - new - len(refused)} already there")
     if refused:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 @app.command("relocate")
 def relocate_files(
     source: Annotated[
         str | None,
-        typer.Option("--from", help="The former artifact root (default: as found in the MLflow database)."),
+        Option("--from", help="The former artifact root (default: as found in the MLflow database)."),
     ] = None,
 ) -> None:
     """After moving artifacts: rewrite addresses in the ledger and in an SQLite database, which is copied first.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import console, parse_fields, show_reasons, show_table
 from pipelines.settings import writing_session
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from rd3.recipe import Recipe
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Typer) -> None:
     app.command("distill")(distill)
     app.command("evaluate")(evaluate)
     app.command("import-results")(import_outcomes)
 
 
 def distill(
-    method: Annotated[str, typer.Argument(help="Name of the method (rd3 list methods).")],
-    dataset: Annotated[str, typer.Option(help="Name of the dataset (rd3 list datasets).")],
-    ipc: Annotated[int, typer.Option(help="Images per class.", min=1)],
-    teacher: Annotated[str | None, typer.Option(help="Teacher role or network name.")] = None,
-    set_seed: Annotated[int, typer.Option(help="Random seed of the set.", min=0, max=BIGGEST_SEED)] = 0,
-    setting: Annotated[list[str] | None, typer.Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
+    method: Annotated[str, Argument(help="Name of the method (rd3 list methods).")],
+    dataset: Annotated[str, Option(help="Name of the dataset (rd3 list datasets).")],
+    ipc: Annotated[int, Option(help="Images per class.", min=1)],
+    teacher: Annotated[str | None, Option(help="Teacher role or network name.")] = None,
+    set_seed: Annotated[int, Option(help="Random seed of the set.", min=0, max=BIGGEST_SEED)] = 0,
+    setting: Annotated[list[str] | None, Option(help="Method setting as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Generate one synthetic set; train its teacher first if it is missing."""
     from pipelines.byhand import reduced_set, set_of
@@ -50,15 +50,15 @@ def distill(
 
 
 def evaluate(
-    key: Annotated[str, typer.Argument(help="Key or key prefix of the set.", metavar="SET")],
-    teacher: Annotated[str | None, typer.Option(help="Role of the teacher that provides soft labels.")] = None,
-    student: Annotated[str | None, typer.Option(help="Student network (default: the teacher's).")] = None,
-    protocol: Annotated[str, typer.Option(help="Evaluation protocol (rd3 list protocols).")] = "rd3",
+    key: Annotated[str, Argument(help="Key or key prefix of the set.", metavar="SET")],
+    teacher: Annotated[str | None, Option(help="Role of the teacher that provides soft labels.")] = None,
+    student: Annotated[str | None, Option(help="Student network (default: the teacher's).")] = None,
+    protocol: Annotated[str, Option(help="Evaluation protocol (rd3 list protocols).")] = "rd3",
     student_seed: Annotated[
         list[int] | None,
-        typer.Option(help="Random seed of a student; repeatable (default: 0, 1, 2).", min=0, max=BIGGEST_SEED),
+        Option(help="Random seed of a student; repeatable (default: 0, 1, 2).", min=0, max=BIGGEST_SEED),
     ] = None,
-    field: Annotated[list[str] | None, typer.Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
+    field: Annotated[list[str] | None, Option(help="Protocol field as NAME=VALUE; repeatable.")] = None,
 ) -> None:
     """Train students on a synthetic set and test each once on the full test set."""
     from pipelines.byhand import evaluations_of, reduced
@@ -98,9 +98,7 @@ def reductions_text(cut: dict[str, tuple[float, float]]) -> str:
 def import_outcomes(
     path: Annotated[
         Path,
-        typer.Argument(
-            help="A study, a store folder, a folder of results-*.zip files, or one Parquet file of a study."
-        ),
+        Argument(help="A study, a store folder, a folder of results-*.zip files, or one Parquet file of a study."),
     ],
 ) -> None:
     """Import results from others, or from runs without Ray and MLflow, into the ledger and MLflow."""
@@ -119,7 +117,7 @@ def import_outcomes(
             f"{bare} imported without files, which the study does not contain: a run that needs them regenerates them"
         )
     if any(one.lacking for one in imported):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def show_work(plan: Plan) -> None:
@@ -145,4 +143,4 @@ def run_or_exit(recipes: Sequence[Recipe], here: Session) -> None:
     outcome = run_recipes(recipes, here, show_work)
     show_failures(outcome)
     if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+        raise Exit(outcome.exit_code)

@@ -6,21 +6,21 @@ import math
 import sys
 from typing import Annotated
 
-import typer
+from typer import Option, Typer
 
 from pipelines.commands._show import console
 from pipelines.settings import writing_session
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Typer) -> None:
     app.command("calibrate")(calibrate)
 
 
 def calibrate(
     device: Annotated[
-        str | None, typer.Option(help="cpu (one thread), cuda, cuda:1 ... (default: a GPU if available).")
+        str | None, Option(help="cpu (one thread), cuda, cuda:1 ... (default: a GPU if available).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the calibration as JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the calibration as JSON.")] = False,
 ) -> None:
     """Benchmark this machine for about 20 seconds and store the result in the ledger; later plans use it."""
     from rd3.hardware import hardware

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_note, show_table
 from pipelines.settings import session, writing_session
@@ -15,7 +15,7 @@ from pipelines.settings import session, writing_session
 if TYPE_CHECKING:
     from rd3.datasets import Finding
 
-app = typer.Typer(name="data", help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
+app = Typer(name="data", help="Datasets: doctor, fetch, add, push, pull.", no_args_is_help=True)
 
 
 @app.command("doctor")
@@ -33,7 +33,7 @@ def doctor(as_json: JsonOption = False) -> None:
                 console.print(f"{finding.dataset}: {finding.message} Fix: {finding.fix}")
         console.print("ok: files, labels, class lists and counts; images are decoded when a dataset is used")
     if any(finding.state == "wrong" for finding in findings):
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def _row(finding: Finding) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _row(finding: Finding) -> dict[str, Any]:
 
 
 @app.command("fetch")
-def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision can download.")]) -> None:
+def fetch(name: Annotated[str, Argument(help="A dataset that torchvision can download.")]) -> None:
     """Download a dataset into RD3's own folder."""
     from rd3 import datasets
 
@@ -56,17 +56,17 @@ def fetch(name: Annotated[str, typer.Argument(help="A dataset that torchvision c
 @app.command("add")
 def add(
     name: Annotated[
-        str, typer.Argument(help="Name of the dataset, other than the built-in ones; replaces one that you added.")
+        str, Argument(help="Name of the dataset, other than the built-in ones; replaces one that you added.")
     ],
     folder: Annotated[
         Path,
-        typer.Option(
+        Option(
             "--folder",
             help="Folder with one subfolder per class, with train/ and test/ that have one each, or with Parquet files "
             "train-*.parquet and test-*.parquet.",
         ),
     ],
-    resolution: Annotated[int, typer.Option(help="Input resolution of the networks in pixels: 32, 64 or 224.")] = 224,
+    resolution: Annotated[int, Option(help="Input resolution of the networks in pixels: 32, 64 or 224.")] = 224,
 ) -> None:
     """Register your own image folder as a dataset."""
     from rd3 import datasets
@@ -86,7 +86,7 @@ def add(
 
 
 @app.command("push")
-def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machine.", metavar="NAME...")]) -> None:
+def push(names: Annotated[list[str], Argument(help="Datasets on this machine.", metavar="NAME...")]) -> None:
     """Upload datasets to the tracking server, from which cluster nodes pull them; each version is uploaded once."""
     from pipelines.transfer.datasets import push
 
@@ -101,7 +101,7 @@ def push(names: Annotated[list[str], typer.Argument(help="Datasets on this machi
 
 @app.command("pull")
 def pull(
-    names: Annotated[list[str], typer.Argument(help="Datasets that have been pushed.", metavar="NAME...")],
+    names: Annotated[list[str], Argument(help="Datasets that have been pushed.", metavar="NAME...")],
 ) -> None:
     """Download datasets missing on this machine from the tracking server into RD3's own folder."""
     from pipelines.transfer.datasets import absent, pull

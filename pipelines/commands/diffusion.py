@@ -6,19 +6,19 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import run_or_exit
 from pipelines.settings import session, writing_session
 
-app = typer.Typer(name="diffusion", help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
+app = Typer(name="diffusion", help="Diffusion backbones: train, import, verify, list.", no_args_is_help=True)
 
 
 @app.command("train")
 def train(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset (rd3 list datasets).")],
-    role: Annotated[str, typer.Option(help="Backbone role of the dataset.")] = "dit",
+    dataset: Annotated[str, Argument(help="Name of the dataset (rd3 list datasets).")],
+    role: Annotated[str, Option(help="Backbone role of the dataset.")] = "dit",
 ) -> None:
     """Train the small local model of a role; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import backbone_of
@@ -34,14 +34,12 @@ def train(
 
 @app.command("import")
 def import_model(
-    source: Annotated[str, typer.Argument(help="Diffusers folder, or the id of a model on the hub: owner/name.")],
-    dataset: Annotated[str, typer.Option(help="Dataset whose classes it is to generate.")],
-    family: Annotated[str, typer.Option(help="dit (by class) or text-to-image (by prompt).")] = "dit",
-    role: Annotated[
-        str | None, typer.Option(help="Role under which methods refer to it (default: the family).")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit or tag of the model on the hub.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="Expected digest of its tensors, or its beginning.")] = None,
+    source: Annotated[str, Argument(help="Diffusers folder, or the id of a model on the hub: owner/name.")],
+    dataset: Annotated[str, Option(help="Dataset whose classes it is to generate.")],
+    family: Annotated[str, Option(help="dit (by class) or text-to-image (by prompt).")] = "dit",
+    role: Annotated[str | None, Option(help="Role under which methods refer to it (default: the family).")] = None,
+    revision: Annotated[str | None, Option(help="Commit or tag of the model on the hub.")] = None,
+    sha256: Annotated[str | None, Option(help="Expected digest of its tensors, or its beginning.")] = None,
 ) -> None:
     """Import a published diffusion model into the ledger; only safetensors files are read."""
     from rd3.datasets import open_dataset
@@ -75,12 +73,12 @@ def import_model(
 
 @app.command("verify")
 def verify(
-    key: Annotated[str, typer.Argument(help="Key or key prefix of the backbone.")],
+    key: Annotated[str, Argument(help="Key or key prefix of the backbone.")],
     teacher: Annotated[
-        str | None, typer.Option(help="Teacher role or network name that classifies generated images.")
+        str | None, Option(help="Teacher role or network name that classifies generated images.")
     ] = None,
-    images: Annotated[int, typer.Option(help="Images to generate per class.", min=1)] = 10,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 4.0,
+    images: Annotated[int, Option(help="Images to generate per class.", min=1)] = 10,
+    guidance: Annotated[float, Option(help="Scale of classifier-free guidance.")] = 4.0,
 ) -> None:
     """Compare a backbone's tensors with their digest; with a teacher, count the generated images it recognises."""
     from pipelines.workspace import Workspace

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Exit, Option, Typer
 
 from pipelines.commands._show import JsonOption, show_table
 from pipelines.settings import session
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Typer) -> None:
     @app.command("doctor")
     def doctor(
         address: Annotated[
             str | None,
-            typer.Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster; one of its workers is checked as well."),
+            Option(envvar="RAY_ADDRESS", help="Address of a Ray cluster; one of its workers is checked as well."),
         ] = None,
         as_json: JsonOption = False,
     ) -> None:
@@ -29,4 +29,4 @@ def add_to(app: typer.Typer) -> None:
         rows = [*rows_here(here), *(rows_there(here, address) if address else ())]
         show_table([row._asdict() for row in rows], as_json=as_json)
         if any(row.state == "wrong" for row in rows):
-            raise typer.Exit(3)
+            raise Exit(3)

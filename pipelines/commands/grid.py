@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table, stderr
 from pipelines.commands.byhand import show_failures
@@ -25,35 +25,33 @@ if TYPE_CHECKING:
     from rd3.planning.cached_logits import LogitsForecast
     from tracking.report.results import Results
 
-GridArgument = Annotated[str, typer.Argument(help="Name of a built-in grid (rd3 list grids) or path of a YAML file.")]
-AddressOption = Annotated[str | None, typer.Option(help="Address of a Ray cluster (default: run on this machine).")]
+GridArgument = Annotated[str, Argument(help="Name of a built-in grid (rd3 list grids) or path of a YAML file.")]
+AddressOption = Annotated[str | None, Option(help="Address of a Ray cluster (default: run on this machine).")]
 
 ConcurrentOption = Annotated[
-    int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
+    int | None, Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
 ]
-SharesOption = Annotated[
-    int, typer.Option(help="Number of trials that generate one set together, block by block.", min=1)
-]
+SharesOption = Annotated[int, Option(help="Number of trials that generate one set together, block by block.", min=1)]
 _MOST_ROWS = 200
 """Results that `rd3 report` prints; all of them are in its files."""
 DeviceOption = Annotated[
     str | None,
-    typer.Option(help="Device for cost estimates: cpu, cuda, or the name of a device calibrated with `rd3 calibrate`."),
+    Option(help="Device for cost estimates: cpu, cuda, or the name of a device calibrated with `rd3 calibrate`."),
 ]
 MaxHoursOption = Annotated[
-    float | None, typer.Option(help="Refuse to start a grid whose plan exceeds this many device-hours.", min=0)
+    float | None, Option(help="Refuse to start a grid whose plan exceeds this many device-hours.", min=0)
 ]
 CacheLogitsOption = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Disk budget, e.g. 20GB, for teacher logits that several evaluations need; deleted at the end.",
         metavar="SIZE",
     ),
 ]
-GpuShareOption = Annotated[float, typer.Option(help="Fraction of a GPU per evaluation trial.", min=0.01, max=1)]
+GpuShareOption = Annotated[float, Option(help="Fraction of a GPU per evaluation trial.", min=0.01, max=1)]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Typer) -> None:
     app.command("plan")(plan)
     app.command("run")(run)
     app.command("status")(status)
@@ -86,19 +84,19 @@ def planned(
 
 def plan(
     grid: GridArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the complete plan as a JSON object.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="Print one line per recipe.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the complete plan as a JSON object.")] = False,
+    every: Annotated[bool, Option("--all", help="Print one line per recipe.")] = False,
     recipes: Annotated[
-        Path | None, typer.Option(help="Write every recipe to be run into this folder as JSON, parents first.")
+        Path | None, Option(help="Write every recipe to be run into this folder as JSON, parents first.")
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(help="With --recipes: copy the existing parents of these recipes into this folder.")
+        Path | None, Option(help="With --recipes: copy the existing parents of these recipes into this folder.")
     ] = None,
     device: DeviceOption = None,
     devices: Annotated[
-        int | None, typer.Option(help="Number of devices for the time estimate (default: all on this machine).", min=1)
+        int | None, Option(help="Number of devices for the time estimate (default: all on this machine).", min=1)
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Price of one device-hour.", min=0)] = None,
+    rate: Annotated[float | None, Option(help="Price of one device-hour.", min=0)] = None,
     cache_logits: CacheLogitsOption = None,
 ) -> None:
     """Show what a run would reuse, run or skip, and its cost.  Nothing is run."""
@@ -208,7 +206,7 @@ def check_hours(plan: Plan, most: float | None, grid: str) -> None:
 
 def run(
     grids: Annotated[
-        list[str], typer.Argument(help="Names of built-in grids (rd3 list grids) or paths of YAML files, run in turn.")
+        list[str], Argument(help="Names of built-in grids (rd3 list grids) or paths of YAML files, run in turn.")
     ],
     address: AddressOption = None,
     concurrent: ConcurrentOption = None,
@@ -218,7 +216,7 @@ def run(
     max_hours: MaxHoursOption = None,
     cache_logits: CacheLogitsOption = None,
     local: Annotated[
-        bool, typer.Option("--local", help="Run in this process, without Ray, one recipe after another.")
+        bool, Option("--local", help="Run in this process, without Ray, one recipe after another.")
     ] = False,
 ) -> None:
     """Run every recipe that has no result yet; run again to resume.  Several grids share one start of Ray."""
@@ -266,7 +264,7 @@ def run(
             if not outcome.exit_code:
                 console.print(f"Next: rd3 report {shlex.quote(grid)}")
     if code:
-        raise typer.Exit(code)
+        raise Exit(code)
 
 
 def status(grid: GridArgument) -> None:
@@ -286,9 +284,9 @@ def status(grid: GridArgument) -> None:
 
 def report(
     grid: GridArgument,
-    out: Annotated[Path | None, typer.Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
+    out: Annotated[Path | None, Option(help="Output folder (default: reports/GRID in RD3's home).")] = None,
     tsne: Annotated[
-        bool, typer.Option("--tsne", help="Add t-SNE maps of features where the grid does not say `embedding: true`.")
+        bool, Option("--tsne", help="Add t-SNE maps of features where the grid does not say `embedding: true`.")
     ] = False,
 ) -> None:
     """Write the result tables as Markdown and CSV, and one self-contained HTML page."""
@@ -317,8 +315,8 @@ def report(
 
 
 def publish(
-    grids: Annotated[list[str], typer.Argument(help="Names of built-in grids or paths of YAML files.")],
-    out: Annotated[Path, typer.Option(help="Output folder of the static site.")],
+    grids: Annotated[list[str], Argument(help="Names of built-in grids or paths of YAML files.")],
+    out: Annotated[Path, Option(help="Output folder of the static site.")],
 ) -> None:
     """Write the reports of several grids and a leaderboard of their results as a static site."""
     from pipelines.transfer.results import replace_recipes
@@ -379,13 +377,13 @@ def show_in_mlflow(
 
 
 def export_outcomes(
-    source: Annotated[str, typer.Argument(help="A grid, or a folder with results (a store or a study).")],
-    folder: Annotated[Path, typer.Argument(help="Output folder; import it elsewhere with `rd3 import-results`.")],
+    source: Annotated[str, Argument(help="A grid, or a folder with results (a store or a study).")],
+    folder: Annotated[Path, Argument(help="Output folder; import it elsewhere with `rd3 import-results`.")],
     teachers: Annotated[
-        bool, typer.Option("--teachers", help="Include networks, which are large: teachers and kept students.")
+        bool, Option("--teachers", help="Include networks, which are large: teachers and kept students.")
     ] = False,
     study: Annotated[
-        bool, typer.Option("--study", help="Write a study: a few files, suited to a repository (docs/artifacts.md).")
+        bool, Option("--study", help="Write a study: a few files, suited to a repository (docs/artifacts.md).")
     ] = False,
 ) -> None:
     """Export the finished results of a grid (statistics, sets, evaluations) to a folder."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import typer
+from typer import Typer
 
 from pipelines.commands._show import console
 from pipelines.settings import session
 
-app = typer.Typer(name="infra", help="Prepare a platform.", no_args_is_help=True)
+app = Typer(name="infra", help="Prepare a platform.", no_args_is_help=True)
 
 
 @app.command("init")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.commands.grid import (
@@ -23,15 +23,15 @@ from pipelines.commands.grid import (
 )
 from pipelines.settings import addresses, addresses_set, session
 
-app = typer.Typer(name="jobs", help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
+app = Typer(name="jobs", help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
 
 AddressOption = Annotated[
-    str | None, typer.Option(help="URL of the head node's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
+    str | None, Option(help="URL of the head node's dashboard (default: RAY_API_SERVER_ADDRESS).", metavar="URL")
 ]
-JobArgument = Annotated[str, typer.Argument(help="Job ID printed by `rd3 submit`, or a prefix of it.")]
+JobArgument = Annotated[str, Argument(help="Job ID printed by `rd3 submit`, or a prefix of it.")]
 
 
-def add_to(root: typer.Typer) -> None:
+def add_to(root: Typer) -> None:
     root.command("submit")(submit)
 
 
@@ -40,18 +40,16 @@ def submit(
     address: AddressOption = None,
     launcher: Annotated[
         Path | None,
-        typer.Option(
-            help="Cluster file of `ray up`; submit with `ray submit` instead of the Jobs API.", metavar="FILE"
-        ),
+        Option(help="Cluster file of `ray up`; submit with `ray submit` instead of the Jobs API.", metavar="FILE"),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             help="An address as the cluster nodes see it, for example RD3_HOME=/scratch/rd3; repeatable.",
             metavar="NAME=VALUE",
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log until the grid has finished.")] = True,
+    wait: Annotated[bool, Option("--wait/--no-wait", help="Follow the log until the grid has finished.")] = True,
     concurrent: ConcurrentOption = None,
     shares: SharesOption = 1,
     gpu_share: GpuShareOption = 0.25,
@@ -80,7 +78,7 @@ def submit(
     submitted = jobs.submission(grid, session(), addresses(env or []), here, options, local=local)
     if launcher is not None:
         launched.probe(launcher)
-        raise typer.Exit(launched.submit(launcher, submitted))
+        raise Exit(launched.submit(launcher, submitted))
     client = jobs.connect(address)
     where = client.get_address()
     jobs.probe(client, where)
@@ -90,7 +88,7 @@ def submit(
         job = jobs.send(client, where, submitted, Path(folder))
     console.print(f"job {job}; `rd3 jobs status|logs|stop {job}`")
     if wait:
-        raise typer.Exit(_follow(client, where, job))
+        raise Exit(_follow(client, where, job))
 
 
 def _follow(client: Any, where: str, job: str) -> int:
@@ -163,21 +161,21 @@ def status(job: JobArgument, address: AddressOption = None, as_json: JsonOption 
     _client, _where, info = _found(job, address)
     facts = {**_row(info), "said": info.message or "", "command": info.entrypoint}
     show_table([facts] if as_json else [{"": name, " ": value} for name, value in facts.items()], as_json=as_json)
-    raise typer.Exit(exit_code(info) if info.status.is_terminal() else 0)
+    raise Exit(exit_code(info) if info.status.is_terminal() else 0)
 
 
 @app.command("logs")
 def logs(
     job: JobArgument,
     address: AddressOption = None,
-    follow: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = False,
+    follow: Annotated[bool, Option(help="Follow the log until the job ends.")] = False,
 ) -> None:
     """Print the log of a job."""
     from pipelines.cluster import submit as jobs
 
     client, where, info = _found(job, address)
     if follow:
-        raise typer.Exit(_follow(client, where, info.submission_id))
+        raise Exit(_follow(client, where, info.submission_id))
     with jobs.job_errors(where):
         text = client.get_job_logs(info.submission_id)
     sys.stdout.write(text)  # a closed pipe is not an error of the cluster

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from pipelines.commands._show import console
 from pipelines.settings import session
 
-app = typer.Typer(
-    name="labels", help="Soft labels of evaluations, stored ones or a set's own: export.", no_args_is_help=True
-)
+app = Typer(name="labels", help="Soft labels of evaluations, stored ones or a set's own: export.", no_args_is_help=True)
 
 
 @app.command("export")
 def export(
-    key: Annotated[str, typer.Argument(help="Key or key prefix of the evaluation.")],
-    out: Annotated[Path, typer.Argument(help="New folder for the files.")],
-    device: Annotated[str, typer.Option(help="Device of the teachers; that of training gives the same bits.")] = "cpu",
+    key: Annotated[str, Argument(help="Key or key prefix of the evaluation.")],
+    out: Annotated[Path, Argument(help="New folder for the files.")],
+    device: Annotated[str, Option(help="Device of the teachers; that of training gives the same bits.")] = "cpu",
 ) -> None:
     """Write the soft labels that an evaluation stores (`soft_labels: once` or `stored`; asks its teachers again), or
     those of its set (`own`)."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import console, show_reasons
 from pipelines.settings import writing_session
 
-app = typer.Typer(name="ledger", help="Upgrade the ledger to the current format.", no_args_is_help=True)
+app = Typer(name="ledger", help="Upgrade the ledger to the current format.", no_args_is_help=True)
 
 
 @app.command("upgrade")
 def upgrade(
-    folder: Annotated[Path | None, typer.Argument(help="A store folder with results (default: the ledger).")] = None,
+    folder: Annotated[Path | None, Argument(help="A store folder with results (default: the ledger).")] = None,
     remove_old: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--remove-old", help="Delete the old entries afterwards; their files are kept, as the new entries use them."
         ),
     ] = False,
@@ -49,4 +49,4 @@ def upgrade(
         if remove_old:
             console.print(f"{remove_former(ledger)} old entries removed")
     if outcome.left:
-        raise typer.Exit(3)
+        raise Exit(3)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import console
 from rd3.errors import BadValue, UnknownName
@@ -20,11 +20,11 @@ from rd3.errors import BadValue, UnknownName
 DATASETS = {"32px": "others at 32 pixels", "64px": "others at 64 pixels", "default": "all others"}
 """Titles of the rows of a method's presets that are not named after a dataset."""
 
-app = typer.Typer(name="method", help="Methods: show, test, new.", no_args_is_help=True)
+app = Typer(name="method", help="Methods: show, test, new.", no_args_is_help=True)
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Name of the method (rd3 list methods).")]) -> None:
+def show(name: Annotated[str, Argument(help="Name of the method (rd3 list methods).")]) -> None:
     """Print a method's card: what it does, its source, its deviations, its settings."""
     from rd3.methods import METHODS
     from rd3.methods._base import presets_of
@@ -50,7 +50,7 @@ def show(name: Annotated[str, typer.Argument(help="Name of the method (rd3 list 
 
 @app.command("test")
 def test(
-    name: Annotated[str, typer.Argument(help="Name of a method, or path of its Python file.", metavar="METHOD")],
+    name: Annotated[str, Argument(help="Name of a method, or path of its Python file.", metavar="METHOD")],
 ) -> None:
     """Run the conformance suite on a method."""
     from rd3.testing import check_method
@@ -68,7 +68,7 @@ def test(
         more = f", {unrun} not run because of an error above" if unrun else ""
         console.print(f"{method}: {passed} of {len(results)} checks passed{more}")
     if failed:
-        raise typer.Exit(3)
+        raise Exit(3)
 
 
 def named(name: str) -> list[str]:
@@ -94,8 +94,8 @@ def methods_folder() -> str:
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the method: lower-case letters, digits and underscores.")],
-    folder: Annotated[Path, typer.Option(help="Output folder.")] = Path(),
+    name: Annotated[str, Argument(help="Name of the method: lower-case letters, digits and underscores.")],
+    folder: Annotated[Path, Option(help="Output folder.")] = Path(),
 ) -> None:
     """Write a template file for a new method."""
     from rd3.store import write_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.settings import session
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from rd3.datasets import DatasetInfo
     from rd3.protocol import EvalProtocol, Preset
 
-app = typer.Typer(name="protocol", help="Evaluation protocols: show one, compare two.", no_args_is_help=True)
+app = Typer(name="protocol", help="Evaluation protocols: show one, compare two.", no_args_is_help=True)
 _ANY_SIZE = 10**9
 """Images of a set at which no batch size is capped."""
 _DATASET = "imagenet1k"
 _STUDENTS = {"same network as the teacher": True, "another network": False}
 Row = dict[str, str]
 
-IpcOption = Annotated[int, typer.Option(min=1, help="Images per class for which rules are resolved.")]
-StudentOption = Annotated[str, typer.Option(help="Student for which rules are resolved.")]
+IpcOption = Annotated[int, Option(min=1, help="Images per class for which rules are resolved.")]
+StudentOption = Annotated[str, Option(help="Student for which rules are resolved.")]
 
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
-    dataset: Annotated[str, typer.Option(help="Dataset for which rules are resolved.")] = _DATASET,
+    name: Annotated[str, Argument(help="Name of a protocol (rd3 list protocols).")],
+    dataset: Annotated[str, Option(help="Dataset for which rules are resolved.")] = _DATASET,
     ipc: IpcOption = 10,
     student: StudentOption = "resnet18",
     as_json: JsonOption = False,
@@ -56,9 +56,9 @@ def show(
 
 @app.command("diff")
 def diff(
-    first: Annotated[str, typer.Argument(help="Name of a protocol (rd3 list protocols).")],
-    second: Annotated[str, typer.Argument(help="Name of the other.")],
-    dataset: Annotated[str | None, typer.Option(help=f"Dataset for which rules are resolved [{_DATASET}].")] = None,
+    first: Annotated[str, Argument(help="Name of a protocol (rd3 list protocols).")],
+    second: Annotated[str, Argument(help="Name of the other.")],
+    dataset: Annotated[str | None, Option(help=f"Dataset for which rules are resolved [{_DATASET}].")] = None,
     ipc: IpcOption = 10,
     student: StudentOption = "resnet18",
     as_json: JsonOption = False,

@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, show_entries, show_note
 from pipelines.settings import session, writing_session
 
-app = typer.Typer(name="set", help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
+app = Typer(name="set", help="Synthetic sets: list, show, import, export, verify.", no_args_is_help=True)
 
-KeyArgument = Annotated[str, typer.Argument(help="Key or key prefix of the set.")]
+KeyArgument = Annotated[str, Argument(help="Key or key prefix of the set.")]
 
 
 @app.command("list")
@@ -55,10 +55,8 @@ def verify(key: KeyArgument) -> None:
 @app.command("export")
 def export(
     key: KeyArgument,
-    png: Annotated[Path | None, typer.Option(help="Write PNG files to this folder, one subfolder per class.")] = None,
-    parquet: Annotated[
-        Path | None, typer.Option(help="Write a Parquet file that datasets.load_dataset can read.")
-    ] = None,
+    png: Annotated[Path | None, Option(help="Write PNG files to this folder, one subfolder per class.")] = None,
+    parquet: Annotated[Path | None, Option(help="Write a Parquet file that datasets.load_dataset can read.")] = None,
 ) -> None:
     """Export a set to PNG or Parquet, with the soft labels that it comes with."""
     from pipelines.workspace import Workspace
@@ -80,35 +78,35 @@ def export(
 def import_set(
     source: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             help="A folder with one subfolder of images per class, or a .safetensors, .pt, .npz or .parquet file of "
             "images, labels, and soft_labels if the set has some."
         ),
     ],
-    dataset: Annotated[str, typer.Option(help="Dataset that the set distills.")],
+    dataset: Annotated[str, Option(help="Dataset that the set distills.")],
     normalised: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="CONSTANTS",
             help="Constants that the pixels were normalised with, to undo them: a name (dataset, imagenet, half for "
             "[-1, 1] ...) or MEAN/STD such as 0.4914,0.4822,0.4465/0.2023,0.1994,0.2010.",
         ),
     ] = None,
-    clip: Annotated[bool, typer.Option("--clip", help="Clip pixels that are outside [0, 1] after that.")] = False,
+    clip: Annotated[bool, Option("--clip", help="Clip pixels that are outside [0, 1] after that.")] = False,
     labels: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="FILE",
             help="File with the labels, where SOURCE holds the images alone (images_best.pt and labels_best.pt).",
         ),
     ] = None,
     number: Annotated[
         int | None,
-        typer.Option(help="Which set, from 0, of a file with several (res_*.pt of dataset condensation)."),
+        Option(help="Which set, from 0, of a file with several (res_*.pt of dataset condensation)."),
     ] = None,
     soft_label_kind: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="KIND",
             help="What the soft labels in the file are, logits or probabilities, where neither the file nor the values "
             "show it.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from pipelines.commands._show import console, show_reasons, show_table
 from pipelines.commands.grid import AddressOption, CacheLogitsOption, budget_bytes, show_notes, show_plan, ui_line
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from pipelines.sweep.values import Sweep
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Typer) -> None:
     app.command("sweep")(sweep)
 
 
 def sweep(
-    file: Annotated[str, typer.Argument(help="Name of a built-in sweep (rd3 list sweeps) or path of a YAML file.")],
+    file: Annotated[str, Argument(help="Name of a built-in sweep (rd3 list sweeps) or path of a YAML file.")],
     address: AddressOption = None,
     concurrent: Annotated[
-        int | None, typer.Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
+        int | None, Option(help="Maximum number of parallel trials (default: as many as fit).", min=1)
     ] = None,
-    gpu_share: Annotated[float, typer.Option(help="Fraction of a GPU per trial.", min=0.01, max=1)] = 0.25,
+    gpu_share: Annotated[float, Option(help="Fraction of a GPU per trial.", min=0.01, max=1)] = 0.25,
     storage: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Optuna storage: journal (a file), tracking (the tracking server's PostgreSQL database), or a URL."
         ),
     ] = "journal",
     cache_logits: CacheLogitsOption = None,
-    save_to: Annotated[Path | None, typer.Option(help="Also write the winning protocols to this folder.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Only write the report of existing results.")] = False,
+    save_to: Annotated[Path | None, Option(help="Also write the winning protocols to this folder.")] = None,
+    report: Annotated[bool, Option("--report", help="Only write the report of existing results.")] = False,
 ) -> None:
     """Tune a protocol on validation images and test the winner once; run again to resume."""
     from pipelines.grid.catalog import Catalog
@@ -94,7 +94,7 @@ def sweep(
     if outcome.interrupted:
         console.print(f"interrupted by {outcome.interrupted}; run the same command again to resume")
     if outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+        raise Exit(outcome.exit_code)
 
 
 def show_intent(asked: Sweep, found: list[Subject]) -> None:

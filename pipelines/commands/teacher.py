@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from typer import Argument, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, progress_bar, show_entries, show_table, source_text
 from pipelines.commands.byhand import run_or_exit
@@ -15,13 +15,13 @@ from pipelines.settings import session, writing_session
 if TYPE_CHECKING:
     from rd3.recipe import SourceSplit
 
-app = typer.Typer(name="teacher", help="Teachers: train, import, verify, list.", no_args_is_help=True)
+app = Typer(name="teacher", help="Teachers: train, import, verify, list.", no_args_is_help=True)
 
 
 @app.command("train")
 def train(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset (rd3 list datasets).")],
-    role: Annotated[str, typer.Option(help="Teacher role of the dataset, or a network name.")],
+    dataset: Annotated[str, Argument(help="Name of the dataset (rd3 list datasets).")],
+    role: Annotated[str, Option(help="Teacher role of the dataset, or a network name.")],
 ) -> None:
     """Train the teacher of a role; an interrupted training resumes at its last epoch."""
     from pipelines.byhand import teacher_of
@@ -37,17 +37,15 @@ def train(
 
 @app.command("import")
 def import_teacher(
-    source: Annotated[str, typer.Argument(help="State dict (.safetensors, .pt), or torchvision:resnet18.")],
-    dataset: Annotated[str, typer.Option(help="Dataset whose classes it predicts.")],
-    network: Annotated[str, typer.Option(help="Network of the weights.")] = "resnet18",
-    role: Annotated[
-        str | None, typer.Option(help="Role under which grids refer to it (default: the network name).")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split it was trained on: train, fit or unknown.")] = "unknown",
-    prune: Annotated[bool, typer.Option(help="Keep only this dataset's classes of a 1,000-class head.")] = False,
+    source: Annotated[str, Argument(help="State dict (.safetensors, .pt), or torchvision:resnet18.")],
+    dataset: Annotated[str, Option(help="Dataset whose classes it predicts.")],
+    network: Annotated[str, Option(help="Network of the weights.")] = "resnet18",
+    role: Annotated[str | None, Option(help="Role under which grids refer to it (default: the network name).")] = None,
+    split: Annotated[str, Option(help="Split it was trained on: train, fit or unknown.")] = "unknown",
+    prune: Annotated[bool, Option(help="Keep only this dataset's classes of a 1,000-class head.")] = False,
     normalised: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME|MEAN/STD",
             help="Constants of its training: imagenet, cifar10, half (pixels in [-1, 1]), none (in [0, 1]), "
             "0.5,0.5,0.5/0.25,0.25,0.25, ... (default: the dataset's own).",
@@ -55,17 +53,17 @@ def import_teacher(
     ] = None,
     class_order: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="FILE|found",
             help="The class of each output, one per line, by id, name or label; or `found`: the order that its "
             "predictions on training images show.",
         ),
     ] = None,
     entry: Annotated[
-        str | None, typer.Option(help="Where in the file the weights are, if several networks fit: model_ema, ...")
+        str | None, Option(help="Where in the file the weights are, if several networks fit: model_ema, ...")
     ] = None,
     allow_chance: Annotated[
-        bool, typer.Option("--allow-chance", help="Import a network that is not better than chance.")
+        bool, Option("--allow-chance", help="Import a network that is not better than chance.")
     ] = False,
 ) -> None:
     """Import a trained network into the ledger and test it on this dataset."""
@@ -110,7 +108,7 @@ def import_teacher(
 
 
 @app.command("verify")
-def verify(key: Annotated[str, typer.Argument(help="Key or key prefix of the teacher.")]) -> None:
+def verify(key: Annotated[str, Argument(help="Key or key prefix of the teacher.")]) -> None:
     """Recount the correct predictions of a teacher on its recorded images."""
     from rd3 import teacher
     from rd3.datasets import open_dataset
