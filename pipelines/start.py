@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
 
 from pipelines import check_tracking
 
@@ -19,7 +18,7 @@ def main() -> None:
     except ImportError as error:
         sys.stderr.write(str(error).replace(" Fix:", "\nFix:") + "\n")
         raise SystemExit(2) from None
-    before = signal.signal(signal.SIGINT, _exit)
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # nothing has begun
     from rd3.processes import open_standard_streams
 
     open_standard_streams()  # those that cron or `>&-` has closed
@@ -32,7 +31,3 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _exit(_number: int, _frame: FrameType | None) -> None:
-    os._exit(INTERRUPTED)  # nothing has begun

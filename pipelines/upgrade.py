@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from pipelines.sweep.winner import protocol_of, target_of, teachers_of
-from rd3.datasets import DatasetInfo
+from rd3.datasets import Roots, dataset_info
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
 from rd3.planning.teacher_roles import every_role, teacher_recipe, teacher_role
@@ -23,35 +23,33 @@ from tracking.runs.runs import DIGEST, Tracker
 from tracking.runs.sweeps import SweepRecords
 from tracking.upkeep.upgrade import Outcome, upgrade_entries
 
-InfoOf = Callable[[str], DatasetInfo]
 
-
-def upgrade_ledger(ledger: Ledger, info_of: InfoOf) -> Outcome:
+def upgrade_ledger(ledger: Ledger, roots: Roots) -> Outcome:
     """Upgrade the entries, then the recorded tests of sweeps."""
-    outcome = upgrade_entries(ledger, known_parents(ledger, info_of))
+    outcome = upgrade_entries(ledger, known_parents(ledger, roots))
     _upgrade_tests(ledger, outcome.keys)
     return outcome
 
 
-def known_parents(ledger: Ledger, info_of: InfoOf) -> dict[Key, Key]:
+def known_parents(ledger: Ledger, roots: Roots) -> dict[Key, Key]:
     """Old to new keys of all teachers with a role on the datasets in the ledger, and of the statistics that sets match.
 
     Results may come without both, but their recipes follow from roles and methods.
     """
     entries = [entry for kind in ("set", "evaluation") for entry in ledger.find_many(kind, ledger.keys(kind)).values()]
     entries = [entry for entry in entries if entry.recipe.get("format", 1) < FORMAT]
-    found = _teachers(entries, info_of)
+    found = _teachers(entries, roots)
     for entry in entries:
         if entry.recipe.get("statistics"):
-            found |= _statistics(recipe_of_kind(entry.recipe, SetRecipe), found, info_of)
+            found |= _statistics(recipe_of_kind(entry.recipe, SetRecipe), found, roots)
     return found
 
 
-def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
+def _teachers(entries: list[Entry], roots: Roots) -> dict[Key, Key]:
     found: dict[Key, Key] = {}
     for data in {read_recipe(entry.recipe).data for entry in entries}:
         try:
-            info = info_of(data.name)
+            info = dataset_info(data.name, roots)
         except RD3Error:  # a user's dataset that is not registered on this machine
             continue
         for name in every_role(info):
@@ -60,10 +58,10 @@ def _teachers(entries: list[Entry], info_of: InfoOf) -> dict[Key, Key]:
     return found
 
 
-def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], info_of: InfoOf) -> dict[Key, Key]:
+def _statistics(set_recipe: SetRecipe, teachers: Mapping[Key, Key], roots: Roots) -> dict[Key, Key]:
     """Old to new keys of the statistics of a set whose teachers are known."""
     try:
-        method, info = METHODS.get(set_recipe.method), info_of(set_recipe.data.name)
+        method, info = METHODS.get(set_recipe.method), dataset_info(set_recipe.data.name, roots)
         collection = method().needs(info, method.Settings.model_validate(set_recipe.settings), teacher="").collection
     except (RD3Error, ValueError):
         return {}

@@ -93,23 +93,18 @@ RENAMED = {
 """Protocol fields of format 1 that no longer exist, with their replacement."""
 
 
-_NEUTRAL: dict[str, dict[str, Any]] = {
-    "training": {"zeta": 1.0},
-    "protocol": {"warmup_epochs": 0, "hybrid": "logits"},
-}
-"""Neutral values in format 1, by part of a recipe."""
+_NEUTRAL_IN_SETS: dict[str, Any] = {"statistics": [], "init": None}
+_NEUTRAL: dict[str, dict[str, Any]] = {"training": {"zeta": 1.0}, "protocol": {"warmup_epochs": 0, "hybrid": "logits"}}
+"""Neutral values in format 1: fields of sets, and those of parts of any recipe."""
 
 
 def former_key(plain: Mapping[str, Any]) -> str:
     """The key of a recipe in format 1, which omits fields equal to their neutral value."""
-    pruned = {name: value for name, value in plain.items() if name != "format"}
-    for name, neutral in (("statistics", []), ("init", None)):
-        if pruned.get("kind") == "set" and name in pruned and pruned[name] == neutral:
-            del pruned[name]
-    for part, left_out in _NEUTRAL.items():
+    neutral = _NEUTRAL_IN_SETS if plain.get("kind") == "set" else {}
+    pruned = {name: value for name, value in plain.items() if name != "format" and neutral.get(name, ...) != value}
+    for part, neutral in _NEUTRAL.items():
         if isinstance(pruned.get(part), Mapping):
-            kept = {name: value for name, value in pruned[part].items() if left_out.get(name, ...) != value}
-            pruned[part] = kept
+            pruned[part] = {name: value for name, value in pruned[part].items() if neutral.get(name, ...) != value}
     return digest(pruned)
 
 

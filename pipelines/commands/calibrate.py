@@ -26,9 +26,8 @@ def calibrate(
     from rd3.hardware import hardware
     from rd3.planning.calibration import calibrate as measured
     from tracking.ledger import calibrations
-    from tracking.ledger.object_store import open_objects
 
-    objects = open_objects(writing_session().artifacts)
+    objects = writing_session().ledger.objects
     found = measured(device or hardware().kind)
     name = calibrations.keep(objects, found)
     if as_json:

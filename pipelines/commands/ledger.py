@@ -25,7 +25,6 @@ def upgrade(
 ) -> None:
     """Rewrite recipes and keys of an older format; results and files are kept.  Idempotent."""
     from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
-    from rd3.datasets import dataset_info
     from rd3.errors import DataMissing
     from tracking.ledger.ledger import Ledger
     from tracking.upkeep.upgrade import remove_former
@@ -36,14 +35,13 @@ def upgrade(
         raise DataMissing(f"{folder} is not a store: it has no by-key folder.", fix)
     ledger = Ledger(str(folder) if folder is not None else here.artifacts)
     with ledger.lease():
-        outcome = upgrade_ledger(ledger, lambda name: dataset_info(name, here.roots))
+        outcome = upgrade_ledger(ledger, here.roots)
         console.print(f"{len(outcome.upgraded)} entries of {ledger.root} upgraded")
         for one in outcome.merged:
             console.print(f"{one.kind} {one.old[:12]} is the same experiment as {one.new[:12]}, which is kept")
         show_reasons(("not upgraded", one.reason, f"{one.kind} {one.key[:12]}") for one in outcome.left)
         if folder is None:
-            changed = upgrade_presets(here.presets)
-            if changed:
+            if changed := upgrade_presets(here.presets):
                 console.print(f"protocols upgraded: {', '.join(changed)}")
             tag_runs_with_new_keys(here, ledger)
         if remove_old:

@@ -66,12 +66,10 @@ def export(
     if png is None and parquet is None:
         raise BadValue("Nothing to write.", "give --png FOLDER or --parquet FILE")
     opened = Workspace().open_set(key)
-    if png is not None:
-        export_png(opened, png)
-        console.print(f"wrote {png}")
-    if parquet is not None:
-        export_parquet(opened, parquet)
-        console.print(f"wrote {parquet}")
+    for target, write in ((png, export_png), (parquet, export_parquet)):
+        if target is not None:
+            write(opened, target)
+            console.print(f"wrote {target}")
 
 
 @app.command("import")

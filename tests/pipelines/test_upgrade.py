@@ -17,7 +17,6 @@ from pipelines.settings import Session
 from pipelines.sweep.winner import protocol_of, target_of
 from pipelines.transfer.results import import_results
 from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
-from rd3.datasets import dataset_info
 from rd3.errors import BadValue
 from rd3.perform import perform
 from rd3.protocol import preset_reader, resolve_protocol
@@ -88,7 +87,7 @@ def totals(session: Session) -> dict[str, int]:
 
 
 def upgraded(session: Session, ledger: Ledger | None = None):
-    return upgrade_ledger(ledger or Ledger(session.artifacts), lambda name: dataset_info(name, session.roots))
+    return upgrade_ledger(ledger or Ledger(session.artifacts), session.roots)
 
 
 def test_nothing_is_made_again(session):

@@ -241,13 +241,9 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
     if by_proxy is not None and not by_proxy.waits:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}
-    for row in ROWS:
-        if (not row.codes or names.intersection(row.codes.split())) and row.when(refusal):
-            found = Fault(row.message, row.fix, row.waits)
-            break
-    else:
-        found = replace(_OTHER, waits=status >= 500 and status not in PERMANENT_STATUSES)
-    fault = found.about(
+    applying = (row for row in ROWS if (not row.codes or names & set(row.codes.split())) and row.when(refusal))
+    row = next(applying, replace(_OTHER, waits=status >= 500 and status not in PERMANENT_STATUSES))
+    fault = Fault(row.message, row.fix, row.waits).about(
         endpoint=endpoint,
         root=root,
         bucket=urlsplit(root).netloc,
