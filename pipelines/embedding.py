@@ -45,7 +45,7 @@ def embedded(groups: dict[str, Points], *, perplexity: float = 30.0) -> dict[str
     return {name: Points(part, points.labels) for (name, points), part in zip(groups.items(), parts, strict=True)}
 
 
-class Opened(Protocol):
+class DataSource(Protocol):
     """Where datasets, teachers and sets come from, such as a :class:`pipelines.Workspace`."""
 
     def dataset(self, name: str) -> Dataset: ...
@@ -53,7 +53,7 @@ class Opened(Protocol):
     def open_set(self, key: str) -> SyntheticSet: ...
 
 
-def drawings(work: Opened, frame: pd.DataFrame) -> Iterator[Drawing]:
+def drawings(work: DataSource, frame: pd.DataFrame) -> Iterator[Drawing]:
     """A chart per dataset and IPC of a grid: the first set of each method, with its settings, and real images.
 
     ``frame``: the grid's results, one row per evaluation.  A chart that cannot be drawn says what is missing.
@@ -66,7 +66,7 @@ def drawings(work: Opened, frame: pd.DataFrame) -> Iterator[Drawing]:
         yield _drawing(work, str(name), int(ipc), str(rows["teacher"].iloc[0]), methods)
 
 
-def _drawing(work: Opened, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
+def _drawing(work: DataSource, name: str, ipc: int, role: str, methods: dict[str, str]) -> Drawing:
     from tracking.report.charts import Drawing
 
     title = f"Features of {name}, IPC {ipc}"

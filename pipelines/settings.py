@@ -284,8 +284,8 @@ def reading_session(*, may_create_home: bool = False) -> Iterator[Session]:
         yield replace(here, decoded=Path(scratch))
 
 
-def addresses_set() -> dict[str, str]:
-    """The addresses set by the user that a cluster may share: artifact root and tracking server."""
+def addresses_to_share() -> dict[str, str]:
+    """Those addresses of this environment that a cluster may share: artifact root and tracking server."""
     return {name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "RD3_ARTIFACTS") if os.environ.get(name)}
 
 

@@ -59,7 +59,7 @@ class Workspace:
     ):
         given = {"RD3_HOME": home, "RD3_DATA": data, "MLFLOW_TRACKING_URI": tracking_uri, "RD3_ARTIFACTS": artifacts}
         named = {name: str(value) for name, value in given.items() if value is not None}
-        self.session: Session = session({**os.environ, **named})
+        self.session: Session = session({**os.environ, **named})  # only reads; `LoadedGrid.run` prepares its home
 
     def grid(self, source: str | Path | Mapping[str, Any]) -> LoadedGrid:
         """Load a grid: the name of a built-in one, the path of a YAML file, or the content of such a file as a mapping.
@@ -109,8 +109,8 @@ class LoadedGrid:
 
     def __init__(self, workspace: Workspace, expansion: Expansion):
         self.workspace, self.expansion = workspace, expansion
-        self._not_compared = ""
-        """A remark on the last comparison of the ledger with MLflow: why there was none, or what lacks."""
+        self._digest_remark = ""
+        """A remark on the last comparison of the ledger's digests with MLflow: why there was none, or what lacks."""
         self.runs: list[Any] = []
         """The ledger's MLflow runs when it was last read; empty if it was not compared with them."""
 
@@ -185,18 +185,18 @@ class LoadedGrid:
 
         here = self.workspace.session
         entries = GridEntries.of(self.expansion.cells, here.ledger)
-        self._not_compared, self.runs = "", []
+        self._digest_remark, self.runs = "", []
         try:
             gone = entries.compare(Tracker(here.with_identity()))
             self.runs = entries.runs
             if gone:
-                self._not_compared = (
+                self._digest_remark = (
                     f"{gone} without a run in MLflow, deleted, or lost when its database was restored from a backup"
                 )
         except TrackingError as error:  # results do not depend on the tracking server
-            self._not_compared = f"not compared with MLflow: {error.message}"
-        if self._not_compared:
-            sys.stderr.write(f"Digests of results: {self._not_compared}\n")
+            self._digest_remark = f"not compared with MLflow: {error.message}"
+        if self._digest_remark:
+            sys.stderr.write(f"Digests of results: {self._digest_remark}\n")
         return Results.of(self.expansion.cells, entries.find)
 
     def other_code(self, results: Results) -> list[str]:
@@ -230,7 +230,7 @@ class LoadedGrid:
 
         here, grid = self.workspace.session, self.expansion.source_grid
         results = results or self.summarised()
-        notes = {"digests": self._not_compared, "other code": "; ".join(self.other_code(results))}
+        notes = {"digests": self._digest_remark, "other code": "; ".join(self.other_code(results))}
         return write_report(
             self.name,
             results,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from rd3.errors import TrackingError
 
 if TYPE_CHECKING:
     from rd3.recipe import Key
+    from tracking.runs.runs import Tracker
 
 app = Typer(
     name="artifacts",
@@ -36,14 +36,19 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check the SHA-256 of every stored file; list damage and exit with code 3 if there is any."""
+    from tracking.runs.digests import missing_runs
+    from tracking.runs.runs import Tracker
     from tracking.upkeep.verify import check_entries
 
     here = writing_session() if forget else session()
-    chosen = wanted(here, keys, grid)
-    tagged, uncompared = compared_digests(here) if chosen else ({}, "")
+    chosen, tracker = wanted(here, keys, grid), Tracker(here)
+    tagged, remark = _digests_in_mlflow(tracker) if chosen else ({}, "")
     checked = list(check_entries(here.store, chosen, tagged))
-    if not uncompared:
-        uncompared = _without_runs(here, {one.run_id for one in checked if one.run_id} - tagged.keys())
+    if not remark and (gone := missing_runs(tracker, {one.run_id for one in checked if one.run_id} - tagged.keys())):
+        remark = (
+            f"; {gone} without a run in MLflow, deleted, or lost when its database was restored from a backup: "
+            "`rd3 artifacts push FOLDER --tracking sqlite:///NEW.db` writes all with new runs"
+        )
     damaged = [one for one in checked if one.damage]
     if as_json or damaged:
         rows = [{"kind": one.kind, "key": one.key[:12], "what": one.label, "damage": one.damage} for one in damaged]
@@ -53,7 +58,7 @@ def verify(
         bare = sum(one.bare for one in checked)
         without = f", {bare} without files" if bare else ""
         summary = f"{len(checked) - len(damaged) - bare} intact, {len(damaged)} damaged{without}{where}"
-        console.print(f"{summary}{uncompared}")
+        console.print(f"{summary}{remark}")
     if forget and damaged:
         forget_entries(here, [(one.kind, one.key) for one in damaged])
     if damaged and not as_json:
@@ -66,31 +71,15 @@ def verify(
         raise Exit(3)
 
 
-def compared_digests(here: Session) -> tuple[dict[str, str], str]:
+def _digests_in_mlflow(tracker: Tracker) -> tuple[dict[str, str], str]:
     """The digests in MLflow runs, and a remark if the tracking server does not respond."""
     from tracking.runs.digests import tagged_digests
-    from tracking.runs.runs import Tracker
 
-    tracker = Tracker(here)
     try:
         tracker.check()
         return tagged_digests(tracker), ""
     except TrackingError as error:
         return {}, f"; digests not compared with MLflow: {error.message}"
-
-
-def _without_runs(here: Session, run_ids: Collection[str]) -> str:
-    """A remark on intact entries that MLflow's pages do not show; empty if all runs are there."""
-    from tracking.runs.digests import missing_runs
-    from tracking.runs.runs import Tracker
-
-    missing = missing_runs(Tracker(here), run_ids)
-    if not missing:
-        return ""
-    return (
-        f"; {missing} without a run in MLflow, deleted, or lost when its database was restored from a backup: "
-        "`rd3 artifacts push FOLDER --tracking sqlite:///NEW.db` writes all with new runs"
-    )
 
 
 def forget_entries(here: Session, entries: list[tuple[str, Key]]) -> None:
@@ -202,8 +191,7 @@ def push(
 @app.command("relocate")
 def relocate_files(
     source: Annotated[
-        str | None,
-        Option("--from", help="The former artifact root (default: as found in the MLflow database)."),
+        str | None, Option("--from", help="The former artifact root (default: as found in the MLflow database).")
     ] = None,
 ) -> None:
     """After moving artifacts: rewrite addresses in the ledger and in an SQLite database, which is copied first.

@@ -21,7 +21,7 @@ from pipelines.commands.grid import (
     SharesOption,
     budget_bytes,
 )
-from pipelines.settings import addresses, addresses_set, session
+from pipelines.settings import addresses, addresses_to_share, session
 
 app = Typer(name="jobs", help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
 
@@ -74,8 +74,8 @@ def submit(
     given |= {"max-hours": max_hours, "cache-logits": budget_bytes(cache_logits) or None}
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     local = launcher is None and jobs.may_be_local(address)  # then addresses of servers on this machine may be sent
-    here = addresses_set()  # sent where --env has no other
-    submitted = jobs.submission(grid, session(), addresses(env or []), here, options, local=local)
+    ours = addresses_to_share()  # sent where --env has no other
+    submitted = jobs.submission(grid, session(), addresses(env or []), ours, options, local=local)
     if launcher is not None:
         launched.probe(launcher)
         raise Exit(launched.submit(launcher, submitted))

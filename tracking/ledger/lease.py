@@ -77,8 +77,8 @@ class Lease:
         """The last holder of the chain, dead or alive; empty if there is none."""
         return next((holder for _name, holder in reversed(self._chain())), {})
 
-    def _ends(self, chain: list[tuple[str, dict[str, Any]]]) -> bool:
-        """Whether the holder at the end of a chain is this lease."""
+    def _is_last(self, chain: list[tuple[str, dict[str, Any]]]) -> bool:
+        """Whether this lease is the last holder of a chain, which is the current one."""
         return bool(chain and chain[-1][1]["token"] == self.token)
 
     def _last_beat(self, holder: dict[str, Any]) -> float:
@@ -143,7 +143,7 @@ class Lease:
         }
         data = json.dumps(me).encode()
         chain = self._chain()
-        while not self._ends(chain):  # what counts is what can be read: a store may lose an answer, or let two write
+        while not self._is_last(chain):  # what counts is what can be read: a store may lose an answer, or let two write
             holder = chain[-1][1] if chain else {}
             if holder and self._alive(holder):
                 raise self._refuse(holder)
@@ -183,7 +183,7 @@ class Lease:
         # An unreachable store also frees the lease: no heartbeat follows.
         with contextlib.suppress(StoreError, DataCorrupt):
             chain = self._chain()
-            if self._ends(chain):
+            if self._is_last(chain):
                 for name, holder in chain:  # without the first object the lease is free; the others are leftovers
                     self.objects.delete(name)
                     self.objects.delete(self._object_name(f".beat-{holder['token']}"))

@@ -63,8 +63,8 @@ class Ledger:
         """
         return self._listed(_name(kind, start)) - self._listed(former_name(kind, start))
 
-    def _listed(self, name: str) -> set[Key]:
-        found = self.objects.names(name.removesuffix(".json"))  # names that begin with an incomplete key
+    def _listed(self, incomplete_name: str) -> set[Key]:
+        found = self.objects.names(incomplete_name.removesuffix(".json"))
         return {stem for each in found if is_key(stem := each.rpartition("/")[2].removesuffix(".json"))}
 
     def older_format(self) -> bool:

@@ -69,7 +69,7 @@ def shown(uri: str) -> str:
 
 
 def settle(place: Place) -> list[str]:
-    """Make a moved or copied home write to itself; returns lines for the user.
+    """Rewrite the addresses of a moved or copied home, which would write to its former place; lines for the user.
 
     RD3's own database in the home is rewritten, under the ledger's lease.  In any other place, and where the files have
     not come along, an experiment with another location is only named.  Does nothing in a home that has not moved.
