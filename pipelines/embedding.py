@@ -76,8 +76,7 @@ def _drawing(work: DataSource, name: str, ipc: int, role: str, methods: dict[str
         dataset = work.dataset(name)
         teacher = work.teacher(name, role)
         groups = {"real": _of_real(dataset, teacher)}
-        for method, key in methods.items():
-            groups[method] = _of_set(work.open_set(key), teacher)
+        groups |= {method: _of_set(work.open_set(key), teacher) for method, key in methods.items()}
     except RD3Error as error:
         return Drawing(title, f"Not drawn: {error}", b"")
     caption = (

@@ -53,13 +53,7 @@ def import_model(
     check_place(here)
     with tempfile.TemporaryDirectory() as folder, progress_bar("import") as progress:
         recipe, result = import_backbone(
-            source,
-            dataset=opened,
-            family=family,
-            out=Path(folder),
-            revision=revision,
-            sha256=sha256,
-            progress=progress,
+            source, dataset=opened, family=family, out=Path(folder), revision=revision, sha256=sha256, progress=progress
         )
         manifest = BackboneManifest.read(Path(folder))
         here.store.put(Entry.of(recipe, Path(folder), result, content=recipe.weights), Path(folder))

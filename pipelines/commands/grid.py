@@ -60,13 +60,7 @@ def add_to(app: Typer) -> None:
     app.command("export-results")(export_outcomes)
 
 
-def planned(
-    expansion: Expansion,
-    here: Session,
-    device: str | None = None,
-    devices: int | None = None,
-    cache_logits_bytes: int = 0,
-) -> Plan:
+def planned(expansion: Expansion, here: Session, device: str | None, devices: int | None, logits_bytes: int) -> Plan:
     """The plan; warns on stderr of results that are not reused: those of an older format, or with moved files."""
     from pipelines.grid.plan import plan_session
     from tracking.upkeep.relocate import former_roots
@@ -75,7 +69,7 @@ def planned(
         stderr.print(
             f"The results in {here.ledger.root} are in an older format and are not reused. Fix: rd3 ledger upgrade"
         )
-    plan = plan_session(expansion, here, device=device, slots=devices, cache_logits_bytes=cache_logits_bytes)
+    plan = plan_session(expansion, here, device=device, slots=devices, cache_logits_bytes=logits_bytes)
     if plan.stale and (roots := former_roots(here)):
         missing = f"{len(plan.stale)} results are not reused: their files are not found, and were stored at {roots[0]}."
         stderr.print(f"{missing} Fix: if they were moved, `rd3 artifacts relocate`")
@@ -342,12 +336,7 @@ def publish(
 
 
 def show_in_mlflow(
-    name: str,
-    results: Results,
-    here: Session,
-    files: Mapping[str, Path],
-    grid_yaml: str = "",
-    runs: Sequence[Any] = (),
+    name: str, results: Results, here: Session, files: Mapping[str, Path], grid_yaml: str = "", runs: Sequence[Any] = ()
 ) -> str:
     """Attach the report's files to the grid's MLflow run; returns the path of its evaluations in the UI.
 

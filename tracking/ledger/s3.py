@@ -69,10 +69,7 @@ class S3Objects(ObjectStore):
         from botocore.config import Config
 
         config = Config(
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"max_attempts": 3, "mode": "standard"},
-            max_pool_connections=32,
+            connect_timeout=3, read_timeout=20, retries={"max_attempts": 3, "mode": "standard"}, max_pool_connections=32
         )
         try:
             with s3_errors(self.root, ""):
@@ -114,11 +111,8 @@ class S3Objects(ObjectStore):
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
         wanted = list(names)
-        if len(wanted) < 2:
-            found = [self.get(name) for name in wanted]
-        else:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                found = list(pool.map(self.get, wanted))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = list(pool.map(self.get, wanted))
         return {name: data for name, data in zip(wanted, found, strict=True) if data is not None}
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:

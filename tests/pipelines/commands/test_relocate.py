@@ -129,8 +129,7 @@ def test_a_copied_home_leaves_the_original_as_it_is(rd3: Run, filled: Path, home
 PUBLISH = """
 import sys
 from pathlib import Path
-from pipelines.commands.grid import planned as planned_grid
-from pipelines.commands.grid import show_in_mlflow, show_plan
+from pipelines.commands.grid import show_in_mlflow
 from tiny_grid import session_in
 from tracking.report.results import Results
 
@@ -178,7 +177,7 @@ def test_a_plan_says_that_files_of_an_earlier_version_are_to_be_relocated(
     rd3: Run, filled: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said() -> str:
-        show_plan(planned_grid(expansion_in(session_in(home)), session_in(home)))
+        show_plan(planned_grid(expansion_in(session_in(home)), session_in(home), None, None, 0))
         return capsys.readouterr().err
 
     made_by_an_earlier_version(filled)
