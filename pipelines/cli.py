@@ -47,8 +47,20 @@ app = Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (listing, grid, sweep, byhand, doctor, calibrate, jobs):
-    module.add_to(app)
+app.command("list")(listing.list_things)
+app.command("plan")(grid.plan)
+app.command("run")(grid.run)
+app.command("status")(grid.status)
+app.command("report")(grid.report)
+app.command("publish")(grid.publish)
+app.command("export-results")(grid.export_outcomes)
+app.command("sweep")(sweep.sweep)
+app.command("distill")(byhand.distill)
+app.command("evaluate")(byhand.evaluate)
+app.command("import-results")(byhand.import_outcomes)
+app.command("doctor")(doctor.doctor)
+app.command("calibrate")(calibrate.calibrate)
+app.command("submit")(jobs.submit)
 for group in (data, jobs, teacher, diffusion, sets, labels, protocol, method, artifacts, ledger, infra):
     app.add_typer(group.app)
 

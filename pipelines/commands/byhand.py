@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from pipelines.commands._show import console, parse_fields, show_reasons, show_table
 from pipelines.settings import writing_session
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from pipelines.grid.plan import Plan
     from pipelines.settings import Session
     from rd3.recipe import Recipe
-
-
-def add_to(app: Typer) -> None:
-    app.command("distill")(distill)
-    app.command("evaluate")(evaluate)
-    app.command("import-results")(import_outcomes)
 
 
 def distill(

@@ -6,14 +6,10 @@ import math
 import sys
 from typing import Annotated
 
-from typer import Option, Typer
+from typer import Option
 
 from pipelines.commands._show import console
 from pipelines.settings import writing_session
-
-
-def add_to(app: Typer) -> None:
-    app.command("calibrate")(calibrate)
 
 
 def calibrate(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from pipelines.commands._show import console, ledger_line, show_reasons, show_table, stderr
 from pipelines.commands.byhand import show_failures
@@ -49,15 +49,6 @@ CacheLogitsOption = Annotated[
     ),
 ]
 GpuShareOption = Annotated[float, Option(help="Fraction of a GPU per evaluation trial.", min=0.01, max=1)]
-
-
-def add_to(app: Typer) -> None:
-    app.command("plan")(plan)
-    app.command("run")(run)
-    app.command("status")(status)
-    app.command("report")(report)
-    app.command("publish")(publish)
-    app.command("export-results")(export_outcomes)
 
 
 def planned(expansion: Expansion, here: Session, device: str | None, devices: int | None, logits_bytes: int) -> Plan:

@@ -31,10 +31,6 @@ AddressOption = Annotated[
 JobArgument = Annotated[str, Argument(help="Job ID printed by `rd3 submit`, or a prefix of it.")]
 
 
-def add_to(root: Typer) -> None:
-    root.command("submit")(submit)
-
-
 def submit(
     grid: GridArgument,
     address: AddressOption = None,

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option, Typer
+from typer import Argument, Option
 
 from pipelines.commands._show import show_table
 from pipelines.settings import session
@@ -136,13 +136,11 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
-def add_to(app: Typer) -> None:
-    @app.command("list")
-    def list_things(
-        kind: Annotated[str, Argument(help=" | ".join(KINDS))],
-        as_json: Annotated[bool, Option("--json", help="Print a JSON array of objects, each with a name.")] = False,
-    ) -> None:
-        """List methods, datasets, networks, protocols, losses, augmentations, report tables, grids or sweeps."""
-        if kind not in KINDS:
-            raise UnknownName(f"Cannot list {kind!r}.", did_you_mean(kind, list(KINDS)))
-        show_table(KINDS[kind](), as_json=as_json)
+def list_things(
+    kind: Annotated[str, Argument(help=" | ".join(KINDS))],
+    as_json: Annotated[bool, Option("--json", help="Print a JSON array of objects, each with a name.")] = False,
+) -> None:
+    """List methods, datasets, networks, protocols, losses, augmentations, report tables, grids or sweeps."""
+    if kind not in KINDS:
+        raise UnknownName(f"Cannot list {kind!r}.", did_you_mean(kind, list(KINDS)))
+    show_table(KINDS[kind](), as_json=as_json)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from pipelines.commands._show import console, show_reasons, show_table
 from pipelines.commands.grid import AddressOption, CacheLogitsOption, budget_bytes, show_notes, show_plan, ui_line
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from pipelines.sweep.run import SweepOutcome
     from pipelines.sweep.subject import Subject
     from pipelines.sweep.values import Sweep
-
-
-def add_to(app: Typer) -> None:
-    app.command("sweep")(sweep)
 
 
 def sweep(
