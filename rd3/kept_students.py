@@ -73,9 +73,7 @@ def _by_class(folder: Path) -> list[int] | None:
 
 
 def add_student(store: FolderStore, again: Entry, folder: Path) -> Entry:
-    """Add the student of ``again``, whose files are in ``folder``, to the entry of the store; raises like
-    :func:`with_student`.
-    """
+    """Add the student of ``again``, with files in ``folder``, to the store's entry; raises as :func:`with_student`."""
     recorded, target = existing(store, again.kind, again.key), store.fetch(again.kind, again.key)
     entry = with_student(recorded, again, target, folder)
     write_atomically(target / STUDENT, (folder / STUDENT).read_bytes())

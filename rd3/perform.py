@@ -1,7 +1,6 @@
 """Run recipes: read parents from a store, write files to a folder and return the entry for the ledger.
 
-Needs neither Ray nor MLflow: :mod:`rd3.run` is the command for machines without them, and the trials of a grid call the
-same functions.
+Needs neither Ray nor MLflow: :mod:`rd3.run`, for machines without them, and the trials of a grid call it alike.
 """
 
 from __future__ import annotations
@@ -424,8 +423,8 @@ def perform_pack(
     """Run several evaluations of one dataset together, each with the same result as :func:`perform`.
 
     The exception that ended an evaluation (:class:`Diverged`, one of its ``tested``, or one of writing its files) is
-    returned in place of its entry.  Entries record the size of the pack.  Raises errors that affect all, such as out of
-    memory on the device.
+    returned in place of its entry; errors that affect all, such as out of memory, are raised.  Entries record the
+    size of the pack.
     """
     dataset = _open_data(pack[0].recipe, roots)
     shared: dict[str, Any] = {"loaded": {}, "opened": {}}

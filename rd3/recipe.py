@@ -76,7 +76,7 @@ class Recipe(Frozen):
     """Hash of the class list, in order."""
     resolution: int
     """Side of the images, in pixels."""
-    version: int
+    version: int = 1
     """Increased when a bug fix changes results."""
 
     @functools.cached_property
@@ -196,7 +196,6 @@ class NetworkRecipe(Recipe):
     seed: int | None = None
     weights: str | None = None
     """sha256 of what is imported: the decoded tensors and, of a backbone, its configuration."""
-    version: int = 1
 
     def model_post_init(self, _context: Any) -> None:
         if (self.training is None) == (self.weights is None):
@@ -245,7 +244,6 @@ class TrainingDynamicsRecipe(Recipe):
     precision: Precision
     """Precision of the training, as in protocols."""
     seed: int
-    version: int = 1
 
     def plugins(self) -> tuple[tuple[str, str], ...]:
         return (("network", self.network),)
@@ -281,7 +279,6 @@ class StatisticsRecipe(Recipe):
     precision: Literal["fp32"] = "fp32"
     seed: int = 0
     """Seed of the order of images, crops and flips."""
-    version: int = 1
 
     def label(self) -> str:
         return f"statistics {self.data.name} of {self.teacher[:8]}"
@@ -442,7 +439,6 @@ class EvaluationRecipe(_Tested):
     """Dataset of the test images; ``split`` is the split that the *set* was generated from."""
     normalisation: Normalisation
     """Normalisation of the student's inputs."""
-    version: int = 1
 
     @classmethod
     def of(
@@ -494,11 +490,9 @@ class RobustnessRecipe(_Tested):
     kind: Literal["robustness"] = "robustness"
     evaluation: Key
     corruptions: tuple[str, ...] = ()
-    """Names of corruptions (:mod:`rd3.robustness.corruptions`), each at five severities; calibration is always
-    measured."""
+    """Names in :mod:`rd3.robustness.corruptions`, each at five severities; calibration is always measured."""
     seed: int = 0
     """Seed of the corruptions' noise."""
-    version: int = 1
 
     @classmethod
     def of(cls, evaluation: EvaluationRecipe, corruptions: Iterable[str]) -> RobustnessRecipe:

@@ -55,9 +55,8 @@ class Augmentation(ABC):
 class Mix(Augmentation):
     """An augmentation that mixes images of a batch in pairs; it comes last.
 
-    The first two draws are the position of each image's partner, (B,) int64, and lambda, the share of the image itself,
-    (B,) float64, the same for the whole batch.  :meth:`draw` counts positions within the batch, :meth:`apply` within
-    all images that it gets.
+    The first two draws are the position of each image's partner, (B,) int64, and lambda, the image's own share, (B,)
+    float64, equal in a batch.  Positions are within the batch in :meth:`draw`, within all images in :meth:`apply`.
     """
 
     mixes = True

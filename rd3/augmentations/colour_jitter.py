@@ -17,8 +17,7 @@ class ColourJitter(Augmentation):
     """Change brightness, contrast and saturation of each image by random amounts, in random order.
 
     Each moves the image, by a factor drawn from -strength to strength, towards (if negative, away from) black, its mean
-    grey, or its grey version.  Pixels may leave [0, 1].  Source: vimar-gu/MinimaxDiffusion ``misc/utils.py``, after
-    IDC.
+    grey, or its grey version.  Pixels may leave [0, 1].  Source: vimar-gu/MinimaxDiffusion ``misc/utils.py`` (IDC).
     """
 
     class Settings(Frozen):

@@ -14,8 +14,7 @@ from rd3.values import Frozen
 class RandAugment(Augmentation):
     """Random operations of one magnitude (Cubuk et al., 2020), by torchvision.
 
-    Pixels are first clamped to [0, 1] and rounded to 8 bits, because the operations of the published code work on 8-bit
-    images.
+    Pixels are first clamped to [0, 1] and rounded to 8 bits, on which the published operations work.
     """
 
     class Settings(Frozen):

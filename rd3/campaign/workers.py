@@ -1,7 +1,6 @@
 """Worker processes that live as long as the campaign, so that each loads torch once.
 
-A worker reads its pipe in a thread, so it receives a stop request at any time and exits as soon as its parent process
-is gone.
+A worker reads its pipe in a thread, so it hears of a stop at any time, and exits as soon as its parent is gone.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from rd3.protocol import EvalProtocol
 def combine_logits(logits: Sequence[torch.Tensor], protocol: EvalProtocol) -> torch.Tensor:
     """Combine each teacher's (B, C) float32 logits into (B, C), as the protocol's ``hybrid`` specifies.
 
-    Sources: ``logits``, EDC's code; ``balanced``, G-VBSM's on ImageNet-1K (each norm is over the whole batch, or the
-    whole set with labels ``once``); ``softmax`` averages probabilities, another reading of the paper's hybrid soft
-    labels under a KL loss.
+    Sources: ``logits``, EDC's code; ``balanced``, G-VBSM's on ImageNet-1K (norms over the batch, or over the whole set
+    with labels ``once``); ``softmax``, another reading of the paper's hybrid soft labels under a KL loss.
     """
     return _COMBINE[protocol.hybrid](logits, protocol.loss.settings.get("temperature", 1.0))
 

@@ -15,7 +15,7 @@ PACK_SIZE = 8
 
 
 class Views(Frozen):
-    """All fields that determine the augmented pixels of an evaluation and the teachers' logits on them.
+    """All fields that determine the augmented pixels of an evaluation and the teachers' logits on them, not rounded.
 
     Evaluations with equal values may share both, regardless of their students, losses and schedules.
     """
@@ -27,8 +27,7 @@ class Views(Frozen):
     batch_size: int
     teacher_mode: Literal["eval", "batch"]
     once: bool
-    """Whether images are labelled instead of views, by teachers or by the set's own labels; how labels are rounded is
-    not part of the teachers' logits."""
+    """Whether images are labelled instead of views: by teachers, or with the set's own labels."""
     label_epochs: int | None
     label_reuse: Literal["batches", "epochs"]
     precision: Precision

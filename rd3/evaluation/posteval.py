@@ -46,8 +46,7 @@ def train_pack(
     numbers derive from the student seed, so that a run on one CPU thread is bitwise reproducible.  Returns each result,
     or the exception that ended that evaluation while the others continue: :class:`Diverged` for a loss that is not
     finite (after its epoch or, on CUDA, some later), one of its ``tested`` callback, or one of saving its student.  Out
-    of memory and device errors end them all.  The times of a student are those of the pack while it was part of it;
-    peak memory is that of the pack.
+    of memory and device errors end them all.  A student's times, and the peak memory, are the pack's.
 
     Deviations: the references augment per sample in loader workers; here whole batches are augmented on the device,
     with the same distributions.  With ``sgd`` the protocol's ``beta1`` is the momentum.  A last batch of one image is

@@ -59,8 +59,7 @@ class Evaluation:
     """Networks that take pixels in [0, 1]; they are not modified."""
     progress: Progress = lambda fraction, note: None
     tested: Tested | None = None
-    """Called after each test at the protocol's ``test_epochs``; an exception from it ends the training (a pruned
-    trial)."""
+    """Called after each test at the protocol's ``test_epochs``; its exceptions, as of a pruned trial, end training."""
     keep: Path | None = None
     """File for the weights of the trained student, which are those that are tested; None: they are not kept."""
     cached_logits: CachedLogits | None = None
@@ -361,8 +360,7 @@ def _centre_of_resized(images: torch.Tensor, side: int) -> torch.Tensor:
 class _ProgressTracker:
     """Converts finished work to a fraction and a note with the remaining time.
 
-    Work is counted in forward passes: a training image costs four (student forward and backward, teacher), a test
-    image one.
+    Work is counted in forward passes: a test image costs one, a training image four (teacher; student and backward).
     """
 
     def __init__(self, evaluation: Evaluation, test_images: int):

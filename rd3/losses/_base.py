@@ -67,8 +67,7 @@ def register_loss(
 ) -> Callable[[LossFunction], Loss]:
     """Register a loss under a name, which protocols then have in ``loss``: ``name`` or ``{name: {setting: value}}``.
 
-    ``settings`` are its own, with defaults; ``labels`` says which labels it learns from, ``of_teacher`` what it uses of
-    the teachers' outputs.
+    ``settings`` are its own, with defaults; ``labels``: those it learns from; ``of_teacher``: see :class:`Loss`.
     """
 
     def register(function: LossFunction) -> Loss:

@@ -1,8 +1,7 @@
 """Calibration of a classifier: how far its confidence can be trusted.
 
 Sources: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017 (expected calibration
-error with equal-width bins, temperature scaling); Brier, "Verification of forecasts expressed in terms of probability",
-1950.
+error, temperature scaling); Brier, "Verification of forecasts expressed in terms of probability", 1950.
 """
 
 from __future__ import annotations

@@ -32,11 +32,10 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a kept student, write ``robustness.json`` to ``out`` and return the scalar figures.
 
-    The evaluation is in ``store``.  Corruptions are applied to the dataset's test images, before the protocol's
-    ``test_resize``.  A temperature is fitted on the validation images, which are training images that no part of the
-    test uses; not for students that are tested on them.  Clean images give the evaluation's count of correct
-    predictions on the same kind of device; on another one rounding may change a few.  Raises :class:`DataMissing` if
-    the evaluation has no weights.
+    The evaluation is in ``store``.  Corruptions are applied to the test images, before the protocol's ``test_resize``.
+    A temperature is fitted on the validation images, which are training images that no part of the test uses; not for
+    students that are tested on them.  Clean images give the evaluation's count of correct predictions on the same kind
+    of device; on another, rounding may change a few.  Raises :class:`DataMissing` if the evaluation has no weights.
     """
     entry = existing(store, "evaluation", recipe.evaluation)
     if STUDENT not in entry.files:
