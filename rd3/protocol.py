@@ -273,7 +273,7 @@ class UnresolvedValues(Frozen):
 _NOT_OF_LOSS = EvalProtocol.model_fields.keys() | UnresolvedValues.model_fields.keys()
 
 
-def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
+def _with_epochs(changes: Mapping[str, Any], set_size: int, where: str) -> dict[str, Any]:
     """``changes`` with epochs in place of ``image_steps``; raises :class:`BadValue` if both are given and disagree."""
     found = dict(changes)
     if "image_steps" not in found:
@@ -291,7 +291,7 @@ def _by_compute(changes: Mapping[str, Any], set_size: int, where: str) -> dict[s
     return found
 
 
-def _plain(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _as_json(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``changes`` as JSON has them; numbers and arrays of NumPy or torch, and ranges, become Python's own."""
 
     def python(value: Any) -> Any:
@@ -355,7 +355,7 @@ class Preset(Frozen):
         given = [rule.then[name] for rule in self.ordered if name in rule.then and rule.when.holds(case)]
         return given[-1] if given else self.all.get(name)
 
-    def ever(self, name: str) -> list[Any]:
+    def possible_values(self, name: str) -> list[Any]:
         """All values that a field may take, without repeats."""
         given = [self.all, *(rule.then for rule in self.ordered)]
         return list({json.dumps(values[name]): values[name] for values in given if name in values}.values())
@@ -371,7 +371,7 @@ def presets() -> dict[str, Preset]:
 
 def preset(name: str) -> Preset:
     """The preset that ships under ``name``."""
-    return _known(name, presets())
+    return _find(name, presets())
 
 
 def user_presets(folder: Path) -> dict[str, Preset]:
@@ -384,7 +384,7 @@ def preset_reader(folder: Path) -> Callable[[str], Preset]:
 
     It raises :class:`UnknownName` for other names.
     """
-    return lambda name: presets()[name] if name in presets() else _known(name, {**user_presets(folder), **presets()})
+    return lambda name: _find(name, presets() if name in presets() else {**user_presets(folder), **presets()})
 
 
 def read_preset(path: Path) -> Preset:
@@ -436,7 +436,7 @@ def _check_rules(found: Preset, path: Path) -> None:
                 raise BadValue(f"{path}: rules.{place}: {name}: {wrong[0]}, got {value!r}.", "fix it or remove it")
 
 
-def _known(name: str, known: dict[str, Preset]) -> Preset:
+def _find(name: str, known: dict[str, Preset]) -> Preset:
     if name not in known:
         raise UnknownName(f"There is no protocol {name!r}.", did_you_mean(name, list(known)))
     return known[name]
@@ -470,11 +470,11 @@ def resolve_protocol(
     if chosen.incomplete:
         missing = "; ".join(chosen.incomplete)
         raise Unsupported(f"{where} is incomplete, as protocols cannot express {missing}.", "use another protocol")
-    changed = _by_compute(_plain(overrides or {}, where), set_size, where)
+    changed = _with_epochs(_as_json(overrides or {}, where), set_size, where)
     changed = implied_by(changed) | changed
     values: dict[str, Any] = {"loss": Component(name="kl")}
     for some in (*chosen.applying(Case(same_network, student, dataset, classes, ipc)), changed):
-        values = _changed(values, some, where)
+        values = _with_changes(values, some, where)
     for name in {*_unread_by_schedule(values)} - changed.keys():
         values.pop(name, None)  # for the schedule of other students, datasets or IPC
     unset = [name for name in ("epochs", "batch_size", "zeta", "augmentation") if name not in values]
@@ -486,7 +486,7 @@ def resolve_protocol(
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
     values["augmentation"] = [step for step in steps if step is not None]
     text = json.dumps(values, default=Component.model_dump)
-    resolved = _valid(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
+    resolved = _validated(lambda: EvalProtocol.model_validate_json(text, strict=True), where)
     if resolved.batch_size < 2 <= set_size:
         fix = "set batch_size to at least 2"
         raise BadValue(f"{where}: batches have one image; batch normalisation needs two.", fix)
@@ -500,7 +500,7 @@ def implied_by(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What hard labels among ``changes`` imply: the loss ``ce``, and the fields of soft labels at their defaults."""
     if changes.get("labels") != "hard":
         return {}
-    return {name: _default(name) for name in _without_stored_labels(changes)} | {"loss": "ce"}
+    return {name: _default(name) for name in _unread_label_fields(changes)} | {"loss": "ce"}
 
 
 def unsupported_loss(values: Mapping[str, Any]) -> str:
@@ -511,7 +511,7 @@ def unsupported_loss(values: Mapping[str, Any]) -> str:
     return why and f"loss {name!r} is unsupported: {why}"
 
 
-def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
+def applicable_values(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, Any]:
     """The ``values`` by name of a search proposal that apply to the proposed loss, without settings of other losses.
 
     ``chosen``: the preset that they are set on top of.  Hard labels imply the loss ``ce`` if the proposed one takes
@@ -519,7 +519,7 @@ def fitting(chosen: Preset, case: Case, values: Mapping[str, Any]) -> dict[str, 
     """
     names = ("labels", "soft_labels", "label_epochs", "schedule", "warmup_epochs")
     given = {name: value for name in names if (value := chosen.field(name, case)) is not None}
-    unused = (*_without_stored_labels({**given, **values}), *_unread_by_schedule({**given, **values}))
+    unused = (*_unread_label_fields({**given, **values}), *_unread_by_schedule({**given, **values}))
     found = {name: value for name, value in values.items() if name not in unused}
     if found.get("labels") == "hard" and _registered_loss(found.get("loss") or "kl").labels != "hard":
         found["loss"] = "ce"
@@ -534,7 +534,7 @@ def _unread_by_schedule(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name, needed in _NEEDED.items() if not there[needed])
 
 
-def _without_stored_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
+def _unread_label_fields(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Fields of soft labels that have no place beside ``values``."""
     if values.get("labels") == "hard":
         return ("soft_labels", "label_reuse", *_STORAGE)
@@ -551,10 +551,10 @@ def _registered_loss(value: Any) -> Loss:
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name with ``changes`` on top; a change of the loss drops the settings of the former one."""
-    return left_of(values, changes) | dict(changes)
+    return unchanged_by(values, changes) | dict(changes)
 
 
-def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def unchanged_by(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name that ``changes`` leaves in force."""
     settings = {name for name in values if name not in _NOT_OF_LOSS and "." not in name}
     gone = changes.keys() | (settings if "loss" in changes else set())
@@ -564,7 +564,7 @@ def left_of(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 _COMPONENTS: TypeAdapter[tuple[Component, ...]] = TypeAdapter(tuple[Component, ...])
 
 
-def _valid(read: Callable[[], T], where: str, prefix: str = "") -> T:
+def _validated(read: Callable[[], T], where: str, prefix: str = "") -> T:
     """What ``read`` gives; the first mistake of pydantic's becomes a :class:`BadValue`."""
     try:
         return read()
@@ -574,18 +574,18 @@ def _valid(read: Callable[[], T], where: str, prefix: str = "") -> T:
         raise BadValue(f"{where}{': ' + place if place else ''}: {first['msg']}.") from None
 
 
-def _changed(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _with_changes(values: dict[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``values`` (fields; loss and augmentation as components) with values by name on top.
 
     Another loss, or a list of augmentations, starts from its own defaults; the same loss keeps its settings.
     """
     fields = {name: value for name, value in changes.items() if name in EvalProtocol.model_fields}
     if "loss" in fields:
-        loss = _valid(lambda: Component.model_validate(fields["loss"]), where, "loss.")
+        loss = _validated(lambda: Component.model_validate(fields["loss"]), where, "loss.")
         before = values["loss"].settings if loss.name == values["loss"].name else {}
         fields["loss"] = Component(name=loss.name, settings=before | loss.settings)
     if "augmentation" in fields:
-        fields["augmentation"] = _valid(
+        fields["augmentation"] = _validated(
             lambda: _COMPONENTS.validate_json(json.dumps(fields["augmentation"])), where, "augmentation."
         )
     values = values | fields
@@ -643,7 +643,7 @@ def _settings(kind: type[Frozen], given: Component, owner: str, where: str, pref
         if name not in kind.model_fields:
             raise UnknownName(f"{owner} has no setting {name!r}.", did_you_mean(name, list(kind.model_fields)))
     text = json.dumps(given.settings)
-    return _valid(lambda: kind.model_validate_json(text, strict=True), where, prefix)
+    return _validated(lambda: kind.model_validate_json(text, strict=True), where, prefix)
 
 
 def mistakes_in(name: str, value: Any) -> list[str]:

@@ -92,7 +92,7 @@ def protocols() -> list[Row]:
 def _epochs(preset: Preset) -> int | str:
     """Epochs of all students, separately for students with the teacher's network and others, or all by rules."""
     if any("epochs" in rule.then for rule in preset.rules):
-        return f"{', '.join(str(epochs) for epochs in sorted(preset.ever('epochs')))} (by rules)"
+        return f"{', '.join(str(epochs) for epochs in sorted(preset.possible_values('epochs')))} (by rules)"
     if "epochs" in preset.all:
         epochs: int = preset.all["epochs"]
         return epochs

@@ -17,7 +17,7 @@ from pipelines.grid.values import Chosen
 from pipelines.sweep.space import SpaceCheck
 from pipelines.sweep.values import Dimension, PrunerName, SamplerName, Sweep, labelled
 from rd3.datasets import DatasetInfo
-from rd3.protocol import EvalProtocol, fitting, merged, presets
+from rd3.protocol import EvalProtocol, applicable_values, merged, presets
 
 SINGLE = {"datasets": "dataset", "ipc": "ipc", "students": "student", "protocols": "protocol"}
 """Keys that are lists in a grid and single values in a sweep."""
@@ -133,7 +133,7 @@ def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
 
 
 def _resolved(catalog: Catalog, chosen: Chosen, frame: Frame, moved: dict[str, Any]) -> EvalProtocol:
-    values = fitting(catalog.protocol(chosen.name), frame.case, merged(chosen.values, moved))
+    values = applicable_values(catalog.protocol(chosen.name), frame.case, merged(chosen.values, moved))
     return catalog.evaluation(chosen.name, frame, values)
 
 

@@ -16,7 +16,7 @@ from pipelines.sweep.values import Dimension
 from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
-from rd3.protocol import EvalProtocol, UnresolvedValues, left_of, mistakes_in, number_type, protocol_names
+from rd3.protocol import EvalProtocol, UnresolvedValues, mistakes_in, number_type, protocol_names, unchanged_by
 from rd3.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _JOINT = (
 fit the dataset (:meth:`rd3.protocol.EvalProtocol.require_fit`)."""
 Resolve = Callable[[dict[str, Any]], EvalProtocol]
 """Values by name to the sweep's protocol with these overrides, but those without effect (:mod:`rd3.protocol`'s
-``fitting``), such as ``drop_at`` under another schedule than multistep."""
+``applicable_values``), such as ``drop_at`` under another schedule than multistep."""
 
 
 class RangeStructure(Structure):
@@ -112,7 +112,7 @@ class SpaceCheck:
             self._problem((field,), f"A protocol has no field {field!r}.", did_you_mean(field, known))
         elif field in self.fixed:
             self._problem((field,), "This field is also set in 'protocol'.", "remove it from one of the two")
-        elif field == "loss" and (lost := sorted(self.fixed.keys() - left_of(self.fixed, {"loss": value}).keys())):
+        elif field == "loss" and (lost := sorted(self.fixed.keys() - unchanged_by(self.fixed, {"loss": value}).keys())):
             message = f"{lost[0]} of 'protocol' would not be used, as a tuned loss starts from its own settings."
             self._problem((field,), message, f"fix the loss, or remove {lost[0]} there")
         elif isinstance(value, list):

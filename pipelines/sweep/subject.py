@@ -17,7 +17,7 @@ from rd3.evaluation.sharing import LogitsCache, asks_teachers
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.forecast import work
-from rd3.protocol import EvalProtocol, Preset, fitting, merged, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, applicable_values, merged, resolve_protocol
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe
 from rd3.values import digest
 
@@ -59,7 +59,7 @@ class Subject:
 
         Without those that have no effect at this point, such as parameters of a loss that it does not use.
         """
-        return fitting(self.base_preset, self.frame.case, merged(self.sweep.protocol.values, params))
+        return applicable_values(self.base_preset, self.frame.case, merged(self.sweep.protocol.values, params))
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
         """The resolved protocol of a point, with validation steps during training; the last epoch always has one."""

@@ -16,7 +16,7 @@ from rd3.component import Component
 from rd3.errors import BadValue
 from rd3.losses import LOSSES
 from rd3.preset_rules import Rule
-from rd3.protocol import EvalProtocol, Preset, implied_by, left_of, merged, presets, read_preset
+from rd3.protocol import EvalProtocol, Preset, implied_by, merged, presets, read_preset, unchanged_by
 from rd3.recipe import EvaluationRecipe, Key
 from rd3.stats import PairedDifference, mean, std
 from rd3.store import Entry, now, write_atomically
@@ -83,7 +83,7 @@ def _left(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]
 
     A tuned loss drops the settings of the former one.  Settings are repeated as a component overrides those in ``all``.
     """
-    left = left_of(values, tuned)
+    left = unchanged_by(values, tuned)
     return left | {name: value for name, value in tuned.items() if _replaces(left, name)}
 
 

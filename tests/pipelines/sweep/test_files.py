@@ -14,7 +14,7 @@ from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case
-from rd3.protocol import Preset, fitting, presets, resolve_protocol
+from rd3.protocol import Preset, applicable_values, presets, resolve_protocol
 from rd3.values import Frozen
 
 FILE = """
@@ -228,8 +228,14 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
 
 def test_hard_labels_bring_their_loss():
     rule = presets()["rd3"]
-    assert fitting(rule, Case(same_network=True), {"labels": "hard", "loss": "kl"}) == {"labels": "hard", "loss": "ce"}
-    assert fitting(rule, Case(same_network=True), {"labels": "soft", "loss": "kl"}) == {"labels": "soft", "loss": "kl"}
+    assert applicable_values(rule, Case(same_network=True), {"labels": "hard", "loss": "kl"}) == {
+        "labels": "hard",
+        "loss": "ce",
+    }
+    assert applicable_values(rule, Case(same_network=True), {"labels": "soft", "loss": "kl"}) == {
+        "labels": "soft",
+        "loss": "kl",
+    }
 
 
 @pytest.mark.parametrize(
@@ -244,11 +250,11 @@ def test_hard_labels_bring_their_loss():
 )
 def test_a_trial_has_fields_of_stored_labels_where_it_stores_some(values, kept):
     proposed = {"label_top_k": 3, "label_dtype": "fp32", "label_epochs": 2, "label_reuse": "epochs"} | values
-    found = fitting(presets()["rd3"], Case(same_network=True), proposed)
+    found = applicable_values(presets()["rd3"], Case(same_network=True), proposed)
     assert found.keys() - {"loss"} == kept
     resolve_protocol("rd3", factor=1, same_network=True, set_size=10, overrides=found)
     without = {name: value for name, value in proposed.items() if name != "label_epochs"}
-    assert "label_reuse" not in fitting(presets()["rd3"], Case(same_network=True), without)
+    assert "label_reuse" not in applicable_values(presets()["rd3"], Case(same_network=True), without)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +286,7 @@ def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
     own = SimpleNamespace(Settings=Settings, labels="hard")
     monkeypatch.setitem(LOSSES._things, "smoothed", own)
     proposed = {"labels": "hard", "loss": "smoothed", "smoothing": 0.3}
-    assert fitting(presets()["rd3"], Case(same_network=True), proposed) == proposed
+    assert applicable_values(presets()["rd3"], Case(same_network=True), proposed) == proposed
 
 
 def test_a_trial_has_the_settings_of_its_own_loss():
@@ -288,7 +294,7 @@ def test_a_trial_has_the_settings_of_its_own_loss():
     for fields, kept in (
         ({}, "temperature"), ({"loss": "mse_gt"}, "gamma"), ({"labels": "hard", "loss": "mse_gt"}, "hard_mix")
     ):  # fmt: skip
-        found = fitting(rule, Case(same_network=True), fields | proposed)
+        found = applicable_values(rule, Case(same_network=True), fields | proposed)
         assert found.keys() - {"loss", "labels"} == {kept, "flip.probability"}
 
 

@@ -22,7 +22,7 @@ from rd3.evaluation.posteval import Evaluation, evaluate, train_pack
 from rd3.evaluation.teaching import FLOOR, OwnLabels, own_logits
 from rd3.losses import LOSSES, LossTargets
 from rd3.preset_rules import Case
-from rd3.protocol import EvalProtocol, fitting, preset, resolve_protocol
+from rd3.protocol import EvalProtocol, applicable_values, preset, resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, SetRecipe
 from rd3.seeding import generator, scoped
 from rd3.soft_labels import SoftLabels
@@ -300,7 +300,7 @@ def test_the_recipe_has_no_teacher_and_a_key_of_its_own():
 
 def test_searches_leave_out_fields_of_stored_labels():
     values = {"soft_labels": "own", "label_top_k": 3, "label_dtype": "fp32", "label_epochs": 2}
-    assert fitting(preset("rd3"), Case(True, "tiny", "toy", C, 4), values) == {"soft_labels": "own"}
+    assert applicable_values(preset("rd3"), Case(True, "tiny", "toy", C, 4), values) == {"soft_labels": "own"}
 
 
 def test_evaluate_takes_soft_labels(trained):
