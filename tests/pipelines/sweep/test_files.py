@@ -227,15 +227,9 @@ def test_a_field_matters_as_soon_as_one_trial_may_read_it():
 
 
 def test_hard_labels_bring_their_loss():
-    rule = presets()["rd3"]
-    assert applicable_values(rule, Case(same_network=True), {"labels": "hard", "loss": "kl"}) == {
-        "labels": "hard",
-        "loss": "ce",
-    }
-    assert applicable_values(rule, Case(same_network=True), {"labels": "soft", "loss": "kl"}) == {
-        "labels": "soft",
-        "loss": "kl",
-    }
+    for labels, loss in (("hard", "ce"), ("soft", "kl")):
+        found = applicable_values(presets()["rd3"], Case(same_network=True), {"labels": labels, "loss": "kl"})
+        assert found == {"labels": labels, "loss": loss}
 
 
 @pytest.mark.parametrize(
