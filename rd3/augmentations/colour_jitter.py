@@ -32,7 +32,6 @@ class ColourJitter(Augmentation):
 
     @classmethod
     def resolve(cls, settings: Settings, factor: int) -> Settings | None:
-        """None if all strengths are zero."""
         return settings if settings.brightness or settings.contrast or settings.saturation else None
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:

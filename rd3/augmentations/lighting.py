@@ -31,7 +31,6 @@ class Lighting(Augmentation):
         return (torch.randn(batch, 3, generator=stream) * self.settings.std,)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        """The sum of eigenvectors times eigenvalues times factors."""
         (factors,) = draws
         components = torch.tensor(EIGENVECTORS, device=images.device) * torch.tensor(EIGENVALUES, device=images.device)
         # A sum of products, as matrix products may be rounded to fewer digits on CUDA.

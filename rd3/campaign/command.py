@@ -253,7 +253,6 @@ def _kept(recipes: Sequence[Recipe], users: Sequence[Recipe], every: bool) -> fr
 
 
 def exit_code(scheduler: Scheduler) -> int:
-    """Exit code after a campaign."""
     if scheduler.interrupted:
         return INTERRUPTED
     counts, names = column_counts(scheduler.queue), set(scheduler.queue.recipes)

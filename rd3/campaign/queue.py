@@ -17,8 +17,6 @@ OPEN = ("waiting", "again", "running")
 
 @dataclass
 class State:
-    """State of one recipe."""
-
     name: str = "waiting"
     reason: str = ""
     alone: bool = False
@@ -73,15 +71,13 @@ class Queue:
 
     @property
     def running(self) -> list[Key]:
-        """Keys of running recipes."""
-        return [key for key, state in self.states.items() if state.name == "running"]
+        return self.named(("running",))
 
     def is_open(self) -> bool:
         """Whether anything is running or may still be started."""
         return any(state.name in OPEN for state in self.states.values())
 
     def start(self, recipes: Sequence[Recipe]) -> None:
-        """Mark these as running."""
         for recipe in recipes:
             state = self.states[recipe.key]
             state.name, state.alone = "running", state.name == "again"

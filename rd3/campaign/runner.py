@@ -230,6 +230,5 @@ def _done(entry: Entry, spent_s: float, pack: int = 1) -> Ended:
 
 
 def configure_torch(threads: int) -> None:
-    """Configure torch in a process that runs recipes."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

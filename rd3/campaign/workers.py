@@ -118,7 +118,6 @@ def _exit_reason(exitcode: int | None) -> str:
 
 
 def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
-    """Main function of a worker process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache] | None]] = queue.SimpleQueue()

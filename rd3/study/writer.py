@@ -20,8 +20,6 @@ LARGEST_PART = 24 * 2**20
 
 
 class Written(NamedTuple):
-    """Result of writing a study."""
-
     new: int
     """Number of entries that are new in the study."""
     left_out: int
