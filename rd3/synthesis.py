@@ -51,16 +51,14 @@ def synthesize(
 ) -> Manifest | None:
     """Generate the set of ``recipe`` in the folder ``out``; complete blocks from an earlier attempt are kept.
 
-    ``teachers`` are in the order of ``recipe.teachers``: frozen, in eval mode, on ``device``; ``statistics``, if the
-    recipe names them, belong to these teachers.  ``dynamics`` are the recipe's training dynamics: margin and error
-    of every training image in every epoch.  ``backbones`` are its diffusion models, which the method may modify,
-    and ``derived`` the folders of what was prepared from them: fine-tuned weights or prototypes.  ``init`` is the
-    set with the initial images.  ``larger`` is the folder of a set that begins with this one: its blocks are
-    copied, with their generation time.  ``progress`` is called with the finished fraction (0-1) of the wanted blocks
-    and a note.  ``only_blocks`` generates only these blocks; the call that completes the last block writes and
-    returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks are generated together, by default
-    as many as the method chooses for ``device``; their time is divided evenly.  ``shared_machine`` is recorded in
-    the manifest: whether other work runs on the machine at the same time.
+    ``teachers``, in the order of ``recipe.teachers``, are frozen, in eval mode, on ``device``.  ``statistics`` (one for
+    each teacher), ``dynamics``, ``backbones`` (which the method may change), ``derived`` (folders of what was derived
+    from each backbone) and ``init`` (the set with the initial images) are those that the recipe names.  ``larger`` is
+    the folder of a set that begins with this one: its blocks are copied, with their generation time.  ``progress`` gets
+    the finished fraction (0-1) of the wanted blocks and a note.  ``only_blocks`` generates only these blocks; the call
+    that completes the last block writes and returns the manifest, earlier ones return None.  ``blocks_at_once`` blocks
+    are generated together, by default as many as the method chooses for ``device``; their time is divided evenly.
+    ``shared_machine``, whether other work runs on the machine at the same time, is recorded in the manifest.
 
     Raises :class:`BadValue`, :class:`ClassOrderError` or :class:`DataCorrupt` if recipe, dataset, teachers, statistics
     and init do not belong together, and :class:`Unsupported` if the method cannot generate the set.

@@ -70,12 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="recipes as JSON, or folders of them, by priority (rd3 plan GRID --recipes DIR writes them)",
     )
-    parser.add_argument("--store", type=Path, required=True, help="folder with the parents; results are added to it")
-    parser.add_argument("--out", type=Path, required=True, help="scratch folder; an interrupted run resumes from it")
+    parser.add_argument("--store", type=_absolute, required=True, help="folder with the parents; results are added to it")
+    parser.add_argument("--out", type=_absolute, required=True, help="scratch folder; an interrupted run resumes from it")
     data, home = os.environ.get("RD3_DATA") or None, os.environ.get("RD3_HOME") or ".rd3"
-    parser.add_argument("--data", type=Path, default=data, help="folder with the datasets (default $RD3_DATA)")
+    parser.add_argument("--data", type=_absolute, default=data, help="folder with the datasets (default $RD3_DATA)")
     parser.add_argument(
-        "--home", type=Path, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
+        "--home", type=_absolute, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
     )
     processes, threads = partial(_count, of="processes"), partial(_count, of="threads from 1", least=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--share", metavar="K/N", help="generate only share K of N of the blocks of a single set")
     return parser
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
 
 
 def _count(text: str, of: str, least: int = 0) -> int:
@@ -145,10 +149,6 @@ def read_recipes(places: Sequence[Path]) -> list[Recipe]:
     return list(found.values())
 
 
-def _roots(chosen: argparse.Namespace) -> Roots:
-    return Roots(data=chosen.data.absolute() if chosen.data else None, home=chosen.home.absolute())
-
-
 def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: float) -> int:
     workers = max(1, chosen.workers)
     scheduler, runner = prepared(recipes, chosen, View(sys.stderr, workers), started_at)
@@ -165,9 +165,10 @@ def _campaign(recipes: list[Recipe], chosen: argparse.Namespace, started_at: flo
                 run_in_workers(WorkerPool(workers, runner), scheduler)
         except KeyboardInterrupt:
             scheduler.abandon_running()
-    _discard_logits(scheduler, runner)
-    if scheduler.seconds is not None:
-        scheduler.check_anything_fits()
+    if scheduler.cache_logits_bytes:
+        with contextlib.suppress(OSError):
+            LogitsFolder(runner.roots.home).discard(scheduler.unneeded_logits())
+    scheduler.check_anything_fits()
     view.summary(queue)
     return exit_code(scheduler)
 
@@ -191,18 +192,11 @@ def _check_data(recipes: Sequence[Recipe], roots: Roots) -> None:
         raise missing[0]
 
 
-def _discard_logits(scheduler: Scheduler, runner: Runner) -> None:
-    """Delete cached logits that nothing needs any more."""
-    if scheduler.cache_logits_bytes:
-        with contextlib.suppress(OSError):
-            LogitsFolder(runner.roots.home).discard(scheduler.unneeded_logits())
-
-
 def prepared(
     recipes: Sequence[Recipe], chosen: argparse.Namespace, view: View, started_at: float
 ) -> tuple[Scheduler, Runner]:
     """The scheduler and the runner of a campaign; nothing runs yet."""
-    store, roots = FolderStore(chosen.store.absolute()), _roots(chosen)
+    store, roots = FolderStore(chosen.store), Roots(chosen.data, chosen.home)
     info_of = partial(dataset_info, roots=roots)
     try:
         larger = largest_sets(list(recipes), info_of)
@@ -226,7 +220,7 @@ def prepared(
     runner = Runner(
         store=store.root,
         roots=roots,
-        out=chosen.out.absolute(),
+        out=chosen.out,
         device=chosen.device,
         threads=chosen.threads,
         shared_machine=True if view.workers > 1 else None,
@@ -293,7 +287,7 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at
             "leave them out, and start one process for each share",
         )
     assert isinstance(recipe, SetRecipe)
-    store, out, view = FolderStore(chosen.store.absolute()), chosen.out.absolute() / recipe.key, View(sys.stderr, 1)
+    store, out, view = FolderStore(chosen.store), chosen.out / recipe.key, View(sys.stderr, 1)
     if store.find(recipe.kind, recipe.key) is not None:
         view.line(f"{named(recipe)}: already in the store")
         return 0
@@ -304,10 +298,11 @@ def _run_share(recipes: Sequence[Recipe], chosen: argparse.Namespace, started_at
             raise Stopped
         view.progress(recipe, fraction, note, f"share {chosen.share}")
 
+    roots = Roots(chosen.data, chosen.home)
     configure_torch(chosen.threads)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        perform_blocks(recipe, store, _roots(chosen), out, blocks, device=chosen.device, progress=progress)
+        perform_blocks(recipe, store, roots, out, blocks, device=chosen.device, progress=progress)
     except (Stopped, KeyboardInterrupt) as end:
         view.line(f"share {chosen.share} is unfinished; run again to resume")
         return 4 if isinstance(end, Stopped) else INTERRUPTED

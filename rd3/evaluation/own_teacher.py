@@ -70,15 +70,15 @@ def own_teacher(
         _UNIT if normalisation is None else stated_constants(normalisation, dataset.info.normalisation, "normalisation")
     )
     network = _copied(teacher).to(device)
-    fed = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
-    pixels = to_unit(dataset.images("validation", range(min(_SHAPE_IMAGES, len(dataset.labels("validation"))))))
-    pixels = pixels.to(device)
+    on_pixels = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
+    places = range(min(_SHAPE_IMAGES, len(dataset.labels("validation"))))
+    pixels = to_unit(dataset.images("validation", places)).to(device)
     with observed() as called:
-        _check_logits(fed, pixels, dataset)
-        check_steady(NAME, lambda some: _logits(fed, some), pixels, called, batch_statistics=batch_statistics)
-    tested = predict(fed, dataset, "validation", verification_list(dataset), device=device)
+        _check_logits(on_pixels, pixels, dataset)
+        check_steady(NAME, lambda some: _logits(on_pixels, some), pixels, called, batch_statistics=batch_statistics)
+    tested = predict(on_pixels, dataset, "validation", verification_list(dataset), device=device)
     check_outputs(NAME, tested)
-    exchanged = check_not_permuted(NAME, tested, fed, dataset, device, _ORDER_FIX)
+    exchanged = check_not_permuted(NAME, tested, on_pixels, dataset, device, _ORDER_FIX)
     better = better_constants(network, given, dataset, device)
     _judge(tested, better, dataset, stated=normalisation is not None, allow_chance=allow_chance)
     if exchanged:
@@ -90,7 +90,7 @@ def own_teacher(
         )
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
     progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
-    return fed
+    return on_pixels
 
 
 def check_class_count(logits: torch.Tensor, dataset: Dataset) -> None:
@@ -120,12 +120,7 @@ def _adapted(better: BetterConstants) -> str:
 
 
 def _judge(
-    tested: Predictions,
-    better: BetterConstants | None,
-    dataset: Dataset,
-    *,
-    stated: bool,
-    allow_chance: bool,
+    tested: Predictions, better: BetterConstants | None, dataset: Dataset, *, stated: bool, allow_chance: bool
 ) -> None:
     """Raise for chance, and for constants that were not stated and are better than none."""
     fix = f"{_adapted(better)} if it was trained so" if better else _CHANCE_FIX
