@@ -70,12 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="recipes as JSON, or folders of them, by priority (rd3 plan GRID --recipes DIR writes them)",
     )
-    parser.add_argument("--store", type=_absolute, required=True, help="folder with the parents; results are added to it")
-    parser.add_argument("--out", type=_absolute, required=True, help="scratch folder; an interrupted run resumes from it")
+    parser.add_argument("--store", type=_path, required=True, help="folder with the parents; results are added to it")
+    parser.add_argument("--out", type=_path, required=True, help="scratch folder; an interrupted run resumes from it")
     data, home = os.environ.get("RD3_DATA") or None, os.environ.get("RD3_HOME") or ".rd3"
-    parser.add_argument("--data", type=_absolute, default=data, help="folder with the datasets (default $RD3_DATA)")
+    parser.add_argument("--data", type=_path, default=data, help="folder with the datasets (default $RD3_DATA)")
     parser.add_argument(
-        "--home", type=_absolute, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
+        "--home", type=_path, default=home, help="folder for decoded data (default $RD3_HOME, without it .rd3)"
     )
     processes, threads = partial(_count, of="processes"), partial(_count, of="threads from 1", least=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; workers share it")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _absolute(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(text).absolute()
 
 
