@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.sweep.winner import protocol_of, target_of, teachers_of
+from pipelines.sweep.winner import WinnerTest
 from rd3.datasets import Roots, dataset_info
 from rd3.errors import RD3Error
 from rd3.methods import METHODS
@@ -98,14 +98,9 @@ def _upgrade_tests(ledger: Ledger, keys: Mapping[Key, Key]) -> None:
         sides = {side: list(ledger.find_many("evaluation", found).values()) for side, found in moved.items()}
         if not all(sides.values()):  # never run: its recipes are unknown
             continue
-        winner, base = (
-            [recipe_of_kind(entry.recipe, EvaluationRecipe) for entry in sides[side]]
-            for side in ("evaluations", "base")
-        )
-        now = {"protocol": protocol_of(winner), "teachers": teachers_of(winner, base)}
-        target = target_of(base)
-        records.record_test(target, test | moved | now)
-        records.forget_test(target, test["evaluations"])
+        new = WinnerTest(*([recipe_of_kind(one.recipe, EvaluationRecipe) for one in side] for side in sides.values()))
+        records.record_test(new.target, test | moved | {"protocol": new.protocol, "teachers": new.teachers})
+        records.forget_test(new.target, test["evaluations"])
 
 
 def upgrade_presets(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from pipelines.cli import app
 from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
-from pipelines.sweep.winner import protocol_of, target_of
+from pipelines.sweep.winner import WinnerTest
 from pipelines.transfer.results import import_results
 from pipelines.upgrade import tag_runs_with_new_keys, upgrade_ledger, upgrade_presets
 from rd3.errors import BadValue
@@ -241,8 +241,9 @@ def test_tests_of_sweeps_stay_on_record(session):
     records.record_test("an old target", test)
     outcome = upgraded(session)
     winner, base = (recipe_of(ledger.find("evaluation", outcome.keys[key])) for key in (keys[0], keys[1]))
-    [moved] = records.tests(target_of([base]))
-    assert moved["evaluations"] == [winner.key] and moved["protocol"] == protocol_of([winner])
+    test_now = WinnerTest([winner], [base])
+    [moved] = records.tests(test_now.target)
+    assert moved["evaluations"] == [winner.key] and moved["protocol"] == test_now.protocol
     assert moved["params"] == {} and len(records.tests("an old target")) == 1
 
 
@@ -252,7 +253,7 @@ def test_a_winner_tested_before_an_upgrade_counts_once(session):
     records, entries = SweepRecords(ledger.objects), ledger.find_many("evaluation", ledger.keys("evaluation")).values()
     of_random = [one for one in entries if ledger.find("set", one.recipe["set"]).recipe["method"] == "random"]
     winner, base = sorted(of_random, key=lambda entry: entry.key)[:2]
-    target = target_of([recipe_of_kind(base.recipe, EvaluationRecipe)])
+    target = WinnerTest([], [recipe_of_kind(base.recipe, EvaluationRecipe)]).target
     test = {
         **{"sweep": "s", "key": "k", "method": "random", "params": {}, "validation_top1_pct": 50.0, "seeds": [0]},
         **{"protocol": "old", "evaluations": [winner.key], "base": [base.key], "recorded_at": "2026-01-01"},
