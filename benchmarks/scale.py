@@ -26,10 +26,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from unittest import mock
 
 from pipelines.engine.bookkeeping import Bookkeeping
@@ -52,7 +52,7 @@ from pipelines.grid.schedule import least_wall_s, wall_s
 from pipelines.settings import Session
 from rd3.csv_file import csv_text
 from rd3.planning.cost import Rates
-from rd3.recipe import from_json
+from rd3.recipe import Key, from_json
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
@@ -115,6 +115,7 @@ class Cluster:
         self.parts: dict[str, float] = {}
         self.waiting: list[tuple[str, float, float]] = []
         self.now = self.busy_s = 0.0
+        """Simulated seconds since the start; busy time, summed over the GPUs."""
 
     def start(self, trial: str, part: float, seconds: float) -> None:
         fitting = [gpu for gpu, free in enumerate(self.free) if free >= part - 1e-9]
@@ -150,43 +151,14 @@ class Cluster:
                 trials[trial] -= seconds / len(trials)
 
 
-class Simulation(NamedTuple):
-    """Result of one simulation; times in simulated seconds, but for the driver's."""
-
-    wall_s: float
-    least_s: float
-    """Lower bound of ``wall_s``."""
-    device_s: float
-    """Busy time, summed over the GPUs."""
-    recipes: int
-    driver_s: float
-    """Real process time of the driver."""
-
-
-def simulate(
-    expansion: Expansion, plan: Plan, home: Path, gpus: int, shares: int, part: float, noise: float
-) -> Simulation:
-    """Simulate the plan on ``gpus`` GPUs, with ``shares`` trials per set and evaluations on a ``part`` of a GPU."""
+def simulate(driver: Driver, takes_s: dict[Key, float], gpus: int) -> Cluster:
+    """Run the driver until it has no more trials, each of which takes the sum of its jobs' times."""
     from ray.tune.search import Searcher
 
     from pipelines.engine.tune import DriverSearcher
 
-    demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
-    demands["evaluation"] = Demand(1.0, part)
-    queue = plan_queue(expansion, plan, (), demands, shares)
-    draw = random.Random(0)
-    takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in queue.costs_s.items()}
-    known = RecipeQueue(queue.recipes, reused=queue.keys("reused"), demands=demands, after=queue.after, costs_s=takes_s)
-    least_s = least_wall_s(known, gpus)
-    session, interrupts = session_in(home), Interrupts()
-    books = Bookkeeping(session, session.ledger.lease(), interrupts)
-    builder = JobBuilder(expansion, queue, books, GridRuns(cast(Tracker, None), expansion, books))
-    eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
-    view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
-    driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
     searcher, cluster = DriverSearcher(driver), Cluster(gpus)
     out: dict[str, list[dict[str, Any]]] = {}
-    began = time.process_time()
     for number in itertools.count():
         config = searcher.suggest(f"{number:08x}")
         if isinstance(config, dict):
@@ -200,8 +172,9 @@ def simulate(
         for each in others:
             searcher.on_trial_result(trial, each)
         searcher.on_trial_complete(trial, last)
-    assert driver.fatal is None and not queue.unsuccessful, driver.fatal or list(queue.unsuccessful.items())[:3]
-    return Simulation(cluster.now, least_s, cluster.busy_s, len(queue.keys("done")), time.process_time() - began)
+    unsuccessful = driver.queue.unsuccessful
+    assert driver.fatal is None and not unsuccessful, driver.fatal or list(unsuccessful.items())[:3]
+    return cluster
 
 
 def queue_key(job: dict[str, Any]) -> str:
@@ -219,6 +192,12 @@ def played(job: dict[str, Any]) -> TrialEnd:
     return TrialEnd("done", entry=entry.model_dump(mode="json"))
 
 
+def drawn(costs_s: Mapping[Key, float], noise: float, seed: int) -> dict[Key, float]:
+    """The time that each trial really takes: its estimate times a random factor."""
+    draw = random.Random(seed)
+    return {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in costs_s.items()}
+
+
 def simulation_rows(devices: list[int], shares: list[int], parts: list[float], seeds: int, noise: float) -> list[Row]:
     """A row per combination, each from a process of its own, so that peak memory is that of one simulation."""
     rows = []
@@ -231,45 +210,64 @@ def simulation_rows(devices: list[int], shares: list[int], parts: list[float], s
 
 
 def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float) -> Row:
-    """One row; the peak memory is that of this process, planning included."""
+    """One row: the grid on so many GPUs, with ``share`` trials per set and evaluations on a ``part`` of a GPU.
+
+    The peak memory is that of this process, planning included.
+    """
     began = time.process_time()
     expansion = paper(seeds)
     plan = planned(expansion, gpus)
     planned_s = time.process_time() - began
+    demands = {kind: Demand(1.0, 1.0) for kind in ("teacher", "statistics", "set", "share")}
+    demands["evaluation"] = Demand(1.0, part)
+    queue = plan_queue(expansion, plan, (), demands, share)
+    takes_s = drawn(queue.costs_s, noise, seed=0)
+    known = RecipeQueue(queue.recipes, reused=queue.keys("reused"), demands=demands, after=queue.after, costs_s=takes_s)
+    least_s = least_wall_s(known, gpus)
     with tempfile.TemporaryDirectory() as folder:
-        found = simulate(expansion, plan, Path(folder), gpus, share, part, noise)
+        session, interrupts = session_in(Path(folder)), Interrupts()
+        books = Bookkeeping(session, session.ledger.lease(), interrupts)
+        builder = JobBuilder(expansion, queue, books, GridRuns(cast(Tracker, None), expansion, books))
+        eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
+        view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
+        driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
+        began = time.process_time()
+        cluster = simulate(driver, takes_s, gpus)
+        driver_s, trials = time.process_time() - began, len(queue.keys("done"))
     return {
         "devices": gpus,
         "shares_of_a_set": share,
         "gpu_part_of_an_evaluation": part,
         "cells": plan.cells,
-        "trials": found.recipes,
-        "device_hours": round(found.device_s / 3600, 1),
-        "wall_h": round(found.wall_s / 3600, 2),
-        "least_h": round(found.least_s / 3600, 2),
-        "least_of_wall_pct": round(100 * found.least_s / found.wall_s, 1),
-        "busy_pct": round(100 * found.device_s / (gpus * found.wall_s), 1),
+        "trials": trials,
+        "device_hours": round(cluster.busy_s / 3600, 1),
+        "wall_h": round(cluster.now / 3600, 2),
+        "least_h": round(least_s / 3600, 2),
+        "least_of_wall_pct": round(100 * least_s / cluster.now, 1),
+        "busy_pct": round(100 * cluster.busy_s / (gpus * cluster.now), 1),
         "plan_s": round(planned_s, 2),
-        "driver_ms_a_trial": round(1000 * found.driver_s / found.recipes, 2),
+        "driver_ms_a_trial": round(1000 * driver_s / trials, 2),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
 
-def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float, draws: int = 3) -> list[Row]:
-    """Least / wall in per cent by where ``URGENT`` lies: never (kinds alone), as it is, and always (longest path)."""
+def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float) -> list[Row]:
+    """Least / wall in per cent by where ``URGENT`` lies: never (kinds alone), as it is, and always (longest path).
+
+    The least of three draws of the trials' times.
+    """
     expansion = paper(seeds)
     plan = planned(expansion)
     demands = dict.fromkeys(("teacher", "statistics", "set", "share", "evaluation"), Demand(1.0, 1.0))
     rows = []
     for share, gpus in itertools.product(shares, devices):
         base = plan_queue(expansion, plan, (), demands, share)
-        queued = partial(RecipeQueue, base.recipes, reused=base.reused, demands=demands, after=base.after)
+        queued = partial(RecipeQueue, base.recipes, reused=base.keys("reused"), demands=demands, after=base.after)
         row: Row = {"shares_of_a_set": share, "devices": gpus}
         for urgent in (math.inf, 1.0, 0.5, queue_module.URGENT, 0.0):
             reached = []
-            for seed in range(draws):
-                draw = random.Random(seed)
-                takes_s = {key: seconds * math.exp(draw.gauss(0, noise)) for key, seconds in base.costs_s.items()}
+            for seed in range(3):
+                takes_s = drawn(base.costs_s, noise, seed)
                 least_s = least_wall_s(queued(costs_s=takes_s), gpus)
                 with mock.patch.object(queue_module, "URGENT", urgent):
                     taken_s = wall_s(queued(costs_s=base.costs_s), takes_s, 1000, gpus)
