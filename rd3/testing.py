@@ -87,9 +87,7 @@ class _Trial:
 
     @property
     def recipe(self) -> SetRecipe:
-        recipe = self.recipes[-1]
-        assert isinstance(recipe, SetRecipe)
-        return recipe
+        return _set_of(self.recipes)
 
     def with_recipes(self, ipc: int = _IPC, set_seed: int = 0) -> _Trial:
         """The same trial of a set of another size or seed."""
@@ -136,7 +134,12 @@ def trial_recipes(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, *
 
 def trial_recipe(name: str, dataset: Dataset, ipc: int, *, set_seed: int = 0, **settings: Any) -> SetRecipe:
     """The recipe of the set in :func:`trial_recipes`."""
-    recipe = trial_recipes(name, dataset, ipc, set_seed=set_seed, **settings)[-1]
+    return _set_of(trial_recipes(name, dataset, ipc, set_seed=set_seed, **settings))
+
+
+def _set_of(recipes: Sequence[Recipe]) -> SetRecipe:
+    """The last recipe, which those before it are parents of."""
+    recipe = recipes[-1]
     assert isinstance(recipe, SetRecipe)
     return recipe
 
@@ -159,8 +162,7 @@ def trial_set(
     from rd3 import layer_statistics
     from rd3.teacher import dynamics as recordings
 
-    *before, recipe = recipes
-    assert isinstance(recipe, SetRecipe)
+    before, recipe = recipes[:-1], _set_of(recipes)
     by_key = dict(zip(recipe.teachers, teachers, strict=True))
     backbones = {one.key: one for one in before if isinstance(one, BackboneRecipe)}
     statistics, dynamics, derived, init = [], [], [], None
@@ -283,9 +285,7 @@ def check_method(name: str, *, tmp: Path) -> list[CheckResult]:
     """Run all checks on a registered method; ``tmp`` is an empty scratch folder."""
     dataset = open_dataset("digits", Roots(None, Path(tmp) / "home"))
     recipes = trial_recipes(name, dataset, _IPC)
-    recipe = recipes[-1]
-    assert isinstance(recipe, SetRecipe)
-    teachers = tuple(trial_teacher(dataset, number) for number in range(len(recipe.teachers)))
+    teachers = tuple(trial_teacher(dataset, number) for number in range(len(_set_of(recipes).teachers)))
     trial = _Trial(METHODS.get(name), dataset, teachers, recipes, Path(tmp))
     crashes: set[str] = set()
     return [_run(check, trial, crashes) for check in _CHECKS]
@@ -458,13 +458,10 @@ def _nested(trial: _Trial) -> str | None:
 
 def _cost(trial: _Trial) -> str | None:
     """cost() is finite, not negative, and does not decrease with IPC."""
-    costs = []
-    for ipc in (1, _IPC):
-        recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
-        costs.append(trial.method().cost(recipe, trial.dataset.info, lambda key: Cost(1e6, 1e6)))
-    if not all(0 <= value < float("inf") for cost in costs for value in (cost.flops, cost.bytes)):
-        return f"costs are {costs}"
-    few, many = costs
+    method, info = trial.method(), trial.dataset.info
+    few, many = (method.cost(trial.with_recipes(ipc).recipe, info, lambda key: Cost(1e6, 1e6)) for ipc in (1, _IPC))
+    if not all(0 <= value < float("inf") for cost in (few, many) for value in (cost.flops, cost.bytes)):
+        return f"costs are {[few, many]}"
     return None if few.flops <= many.flops and few.bytes <= many.bytes else "IPC 2 costs less than IPC 1"
 
 
@@ -475,7 +472,7 @@ def _too_few(trial: _Trial) -> str | None:
     if trial.method().supports(info, ipc).ok:
         return None
     try:
-        recipe = trial_recipe(trial.recipe.method, trial.dataset, ipc)
+        recipe = trial.with_recipes(ipc).recipe
         synthesize(recipe, trial.dataset, trial.teachers, trial.tmp / "too few", only_blocks=[0])
     except Unsupported:
         return None
