@@ -53,8 +53,8 @@ def reference(ctx: Context, images: list[int], label: int, wanted: int) -> torch
     side, size = ctx.info.resolution, ctx.info.resolution // ctx.settings.factor
     originals = [ctx.dataset.original("train", index) for index in images]
     pictures = Pictures(originals, torch.full((len(images),), label), crops_of(size, ctx.info.normalisation))
-    before = (side - size) // 2
-    pad = transforms.Pad((before, before, side - size - before, side - size - before))
+    margin = (side - size) // 2
+    pad = transforms.Pad((margin, margin, side - size - margin, side - size - margin))
     crops: torch.Tensor
     [(crops, _labels)] = DataLoader(pictures, batch_size=len(images))
     flat = crops.transpose(0, 1).flatten(0, 1).to(ctx.device)

@@ -46,15 +46,15 @@ def entry_of(folder: Path) -> Entry:
 
 
 WAYS: dict[str, Way] = {
-    "upload ours": lambda there, folder: _up(folder, there.upload),
-    "upload plain": lambda there, folder: _up(
-        folder, lambda name, source: there.client.upload_file(str(source), there.bucket, there.prefix + name)
+    "upload ours": lambda objects, folder: _up(folder, objects.upload),
+    "upload plain": lambda objects, folder: _up(
+        folder, lambda name, source: objects.client.upload_file(str(source), objects.bucket, objects.prefix + name)
     ),
     # Every sha256 is checked, as when a set is used.
-    "fetch ours": lambda there, folder: artifacts.fetch(entry_of(folder), folder.parent / "down"),
-    "download ours": lambda there, folder: _down(folder, there.download),
-    "download plain": lambda there, folder: _down(
-        folder, lambda name, target: there.client.download_file(there.bucket, there.prefix + name, str(target))
+    "fetch ours": lambda objects, folder: artifacts.fetch(entry_of(folder), folder.parent / "down"),
+    "download ours": lambda objects, folder: _down(folder, objects.download),
+    "download plain": lambda objects, folder: _down(
+        folder, lambda name, target: objects.client.download_file(objects.bucket, objects.prefix + name, str(target))
     ),
 }
 
@@ -67,15 +67,15 @@ def peak_kib() -> int:
 
 def transfer(root: str, folder: Path, way: str) -> tuple[float, float, float]:
     """Do one transfer; returns wall seconds, process seconds and peak memory above idle in MiB."""
-    there = S3Objects(root)
+    objects = S3Objects(root)
     small = folder.parent / f"small{os.getpid()}"
     small.write_bytes(bytes(1000))
-    there.upload("small", small)
-    there.download("small", small)
+    objects.upload("small", small)
+    objects.download("small", small)
     small.unlink()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
     idle, cpu, start = peak_kib(), time.process_time(), time.perf_counter()
-    WAYS[way](there, folder)
+    WAYS[way](objects, folder)
     found = time.perf_counter() - start, time.process_time() - cpu, (peak_kib() - idle) / 1024
     shutil.rmtree(folder.parent / "down", ignore_errors=True)
     return found
@@ -112,7 +112,7 @@ def main() -> None:
             for way in WAYS if number % 2 == 0 else reversed(WAYS):
                 found[way].append(measure(asked.root, folder, way))
                 print(f"{way:15} {found[way][-1][0]:9.2f} s", flush=True)
-        artifacts.fetch(entry, Path(scratch) / "last")  # what is there now is what was sent, by hash
+        artifacts.fetch(entry, Path(scratch) / "last")  # what the store holds now is what was sent, by hash
     print(f"{asked.mib} MiB in {asked.files} files, {asked.rounds} rounds; load average {os.getloadavg()[0]:.1f}")
     print(f"{'':15} {'median s':>9} {'best s':>8} {'CPU s':>7} {'MiB above idle':>15}")
     for way, runs in found.items():

@@ -69,7 +69,7 @@ def session_in(home: Path) -> Session:
     return Session(f"sqlite:///{home / 'mlflow.db'}", str(home / "artifacts"), home)
 
 
-class _Unread(Catalog):
+class _UnreadData(Catalog):
     """A catalog of what ships with RD3; no data is read."""
 
     def fingerprint(self, name: str, *, training_only: bool = False) -> str:
@@ -80,10 +80,10 @@ def paper(seeds: int) -> Expansion:
     """The paper's grid with this many student seeds, on data that is never read."""
     text = (Path(__file__).parent / "paper.yaml").read_text()
     seeded = text.replace("student_seeds: [0, 1, 2]", f"student_seeds: {list(range(seeds))}")
-    return expand(parse_grid(seeded, "paper"), _Unread())
+    return expand(parse_grid(seeded, "paper"), _UnreadData())
 
 
-class NothingThere(Ledger):
+class OnlyImportedTeachers(Ledger):
     """A ledger that has only imported teachers."""
 
     def __init__(self, imported: set[str]):
@@ -98,7 +98,7 @@ class NothingThere(Ledger):
 
 def planned(expansion: Expansion, gpus: int = 1, rates: Rates = H100) -> Plan:
     """The plan of a grid of which only the imported teachers exist."""
-    there = NothingThere(set(expansion.imports))
+    there = OnlyImportedTeachers(set(expansion.imports))
     return make_plan(expansion, there, exists=lambda _entry: True, verify=lambda _entry: None, rates=rates, slots=gpus)
 
 
@@ -168,7 +168,7 @@ def simulate(driver: Driver, takes_s: dict[Key, float], gpus: int) -> Cluster:
         if config == Searcher.FINISHED:
             break
         trial = cluster.next_end()
-        *others, last = [{"number": place, "end": played(job).to_json()} for place, job in enumerate(out.pop(trial))]
+        *others, last = [{"number": place, "end": end_of(job).to_json()} for place, job in enumerate(out.pop(trial))]
         for each in others:
             searcher.on_trial_result(trial, each)
         searcher.on_trial_complete(trial, last)
@@ -182,7 +182,7 @@ def queue_key(job: dict[str, Any]) -> str:
     return job["key"] if job["blocks"] is None else f"{job['key']}-{job['blocks'][0] + 1}of{job['blocks'][1]}"
 
 
-def played(job: dict[str, Any]) -> TrialEnd:
+def end_of(job: dict[str, Any]) -> TrialEnd:
     """The end of a successful trial; a share has no ledger entry."""
     if job["blocks"] is not None:
         return TrialEnd("done")

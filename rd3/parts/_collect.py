@@ -50,7 +50,7 @@ class Collector:
         self._closed = 0  # parts that are full and not written again
         self._open: list[Piece] = []  # the content of the part after these
         self._written = True  # whether that part has all of `_open`
-        self._noted: list[tuple[str, int]] = []
+        self._noted: list[tuple[str, int]] = []  # names and times of the notes in it
 
     def _entries(self) -> list[Path]:
         """Entries in the order in which they were written."""
