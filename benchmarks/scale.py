@@ -229,7 +229,7 @@ def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float)
         books = Bookkeeping(session, session.ledger.lease(), interrupts)
         builder = JobBuilder(expansion, queue, books, GridRuns(cast(Tracker, None), expansion, books))
         eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
-        view = LineView("paper", queue, eta, lambda key: queue.recipes[key].label(), io.StringIO())
+        view = LineView("paper", queue, eta, {}, io.StringIO())
         driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)
         began = time.process_time()
         cluster = simulate(driver, takes_s, gpus)
@@ -353,7 +353,7 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         {one.key: one for one in sleepers}, demands={"evaluation": Demand(1.0)},
         costs_s={one.key: sleep_s for one in sleepers},
     )  # fmt: skip
-    view = LineView("sleepers", queue, Eta(queue.costs_s, workers), None, io.StringIO())
+    view = LineView("sleepers", queue, Eta(queue.costs_s, workers), {}, io.StringIO())
     books = cast(Bookkeeping, None)
     driver = Timed(queue, view, Jobs(), books, FixedCluster(float(workers), 0.0), Interrupts())
     for name, value in _QUIET.items():

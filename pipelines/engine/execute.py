@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipelines.engine import trial_log
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.driver import Driver, StopDriver
-from pipelines.engine.eta import Eta, eta_of
+from pipelines.engine.eta import eta_of
 from pipelines.engine.grid_runs import GridRuns
 from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.job import work_folder
 from pipelines.engine.job_builder import JobBuilder
 from pipelines.engine.plan_queue import plan_queue
-from pipelines.engine.progress import View, open_view
+from pipelines.engine.progress import open_view
 from pipelines.engine.workers import RayWorkers, Workers
 from pipelines.grid.queue import RecipeQueue
 from pipelines.settings import Session
@@ -86,7 +86,9 @@ def execute(
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
-    work = f"grid {expansion.grid.name}" if expansion.grid else "single recipes"
+    name, work = "rd3", "single recipes"
+    if expansion.grid is not None:
+        name, work = expansion.grid.name, f"grid {expansion.grid.name}"
     driver_lease = session.ledger.lease(work=work)
     driver_lease.refuse_if_held()
     workers = workers or RayWorkers()
@@ -107,7 +109,8 @@ def execute(
                 demands = workers.demands(exclusive=exclusive, gpu_share=gpu_share)
                 queue = plan_queue(expansion, plan, finished, demands, 1 if exclusive else shares)
                 jobs = JobBuilder(expansion, queue, books, runs, keep_unfinished=workers.machines_may_vanish)
-                with _view(expansion, queue, eta_of(expansion, queue, workers, max_concurrent), wanted=view) as shown:
+                eta = eta_of(expansion, queue, workers, max_concurrent)
+                with open_view(name, queue, eta, expansion.labels, sys.stderr, wanted=view) as shown:
                     books.view = shown
                     driver = Driver(
                         queue,
@@ -153,16 +156,6 @@ def _clean_up(expansion: Expansion, plan: Plan, books: Bookkeeping) -> set[Key]:
         if folder.name.partition("-")[0] in with_result:
             shutil.rmtree(folder, ignore_errors=True)
     return finished
-
-
-def _view(expansion: Expansion, queue: RecipeQueue, eta: Eta, *, wanted: bool) -> View:
-    """The view of a run; recipes are labelled as in the grid, shares of a set by their own labels."""
-
-    def label(key: Key) -> str:
-        return expansion.label(key) if key in expansion.recipes else queue.recipes[key].label()
-
-    name = expansion.grid.name if expansion.grid else "rd3"
-    return open_view(name, queue, eta, label=label, wanted=wanted, out=sys.stderr)
 
 
 def _abandon(driver: Driver | None, runs: GridRuns, home: Path, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -32,9 +32,9 @@ def plural(kind: str) -> str:
 class View:
     """Progress of a queue; shows nothing itself.  The driver calls ``started``, ``moved`` and ``ended``."""
 
-    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None = None):
-        self.name, self.queue, self.eta = name, queue, eta
-        self.label = label or (lambda key: queue.recipes[key].label())
+    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, labels: Mapping[Key, str]):
+        """``labels``: display names of recipes that have another than ``recipe.label()``."""
+        self.name, self.queue, self.eta, self.labels = name, queue, eta, labels
         self.running: dict[Key, Running] = {}
         self.note = ""
         self._began = time.monotonic()
@@ -69,6 +69,10 @@ class View:
         if item is not None and status == "done" and item.pack == 1 and not item.logits_read:
             self.eta.finished(key, self.queue.recipes[key].kind, item, time.monotonic())
 
+    def named(self, key: Key) -> str:
+        """The display name of a recipe or share, and the beginning of its key."""
+        return f"{self.labels.get(key) or self.queue.recipes[key].label()} {key[:8]}"
+
     def counts_line(self) -> str:
         """``sets 2/6, evaluations 3/24 (1 failed)``."""
         parts = []
@@ -91,8 +95,8 @@ class View:
 class LineView(View):
     """For logs: one line for every recipe that ends, and occasional lines for running ones."""
 
-    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None, out: TextIO):
-        super().__init__(name, queue, eta, label)
+    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, labels: Mapping[Key, str], out: TextIO):
+        super().__init__(name, queue, eta, labels)
         self.out = out
         self._last_line = time.monotonic()
 
@@ -109,14 +113,14 @@ class LineView(View):
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
         if note.startswith(RESTARTING) or time.monotonic() - self._last_line >= SILENCE_S:
-            self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {100 * fraction:.0f} %, {note}"))
+            self._line(self._with_counts(f"{self.named(key)}: {100 * fraction:.0f} %, {note}"))
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         item = self.running.get(key)
         took = f" in {duration(time.monotonic() - item.since)}" if item else ""
         super().ended(key, status, reason)
         why = f": {reason}" if reason else ""
-        self._line(self._with_counts(f"{self.label(key)} {key[:8]}: {status}{took}{why}"))
+        self._line(self._with_counts(f"{self.named(key)}: {status}{took}{why}"))
 
     def _with_counts(self, what: str) -> str:
         left = f", {self.left()} left" if self.queue.counts() and not self.queue.finished else ""
@@ -126,8 +130,8 @@ class LineView(View):
 class LiveView(View):
     """For terminals: a table that is redrawn twice per second from the latest reports."""
 
-    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, label: Callable[[Key], str] | None, console: Console):
-        super().__init__(name, queue, eta, label)
+    def __init__(self, name: str, queue: RecipeQueue, eta: Eta, labels: Mapping[Key, str], console: Console):
+        super().__init__(name, queue, eta, labels)
         self._problems: list[str] = []
         self._live = Live(console=console, get_renderable=self.draw, refresh_per_second=2, transient=False)
 
@@ -141,12 +145,12 @@ class LiveView(View):
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
         if note.startswith(RESTARTING):
-            self._problems.append(f"{self.label(key)} {key[:8]}: {note}")
+            self._problems.append(f"{self.named(key)}: {note}")
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
         super().ended(key, status, reason)
         if status != "done":
-            self._problems.append(f"{self.label(key)} {key[:8]}: {status}: {reason}")
+            self._problems.append(f"{self.named(key)}: {status}: {reason}")
 
     def draw(self) -> Group:
         """The complete view."""
@@ -159,8 +163,8 @@ class LiveView(View):
         parts: list[Table | Text] = [table]
         now = time.monotonic()
         for key, item in list(self.running.items()):
-            what, took = f"{self.label(key)} {key[:8]}", duration(now - item.since)
-            line = f"  {what:<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
+            took = duration(now - item.since)
+            line = f"  {self.named(key):<52.52} {100 * item.fraction:3.0f} %  {took:>11}  {item.note}"
             parts.append(Text(printable(line), no_wrap=True, overflow="ellipsis"))
         for problem in self._problems[-5:]:
             parts.append(Text(printable(f"  {problem}"), style="red", no_wrap=True, overflow="ellipsis"))
@@ -170,18 +174,12 @@ class LiveView(View):
 
 
 def open_view(
-    name: str,
-    queue: RecipeQueue,
-    eta: Eta,
-    *,
-    label: Callable[[Key], str] | None = None,
-    wanted: bool = True,
-    out: TextIO,
+    name: str, queue: RecipeQueue, eta: Eta, labels: Mapping[Key, str], out: TextIO, *, wanted: bool = True
 ) -> View:
     """The view for ``out``: live on a terminal, lines elsewhere, nothing unless ``wanted``."""
     if not wanted:
-        return View(name, queue, eta, label)
+        return View(name, queue, eta, labels)
     console = PlainConsole(file=out)
     if console.is_terminal:
-        return LiveView(name, queue, eta, label, console)
-    return LineView(name, queue, eta, label, out)
+        return LiveView(name, queue, eta, labels, console)
+    return LineView(name, queue, eta, labels, out)

@@ -38,7 +38,7 @@ class Play:
         self.out = io.StringIO()
         self.driver = Driver(
             self.queue,
-            LineView("grid", self.queue, Eta({}), None, self.out),
+            LineView("grid", self.queue, Eta({}), {}, self.out),
             FakeJobs(),
             self.books,
             FixedCluster(cpus),

@@ -190,7 +190,7 @@ def test_a_pack_takes_the_time_of_all_its_recipes_and_one_device():
 def test_lines_for_what_ends():
     out = io.StringIO()
     queue = queue_of("s0", "s1")
-    view = open_view("demo", queue, Eta({}), out=out)
+    view = open_view("demo", queue, Eta({}), {}, out)
     assert isinstance(view, LineView)
     for status, key in (("done", "s0"), ("diverged", "s1")):
         queue.take(2)
@@ -206,7 +206,7 @@ def test_a_line_now_and_then_for_what_moves(monkeypatch):
     clock = iter(range(0, 1000, 10))  # every look at the clock is ten seconds later
     monkeypatch.setattr("pipelines.engine.progress.time.monotonic", lambda: float(next(clock)))
     out, queue = io.StringIO(), queue_of("s0")
-    view = open_view("demo", queue, Eta({}), out=out)
+    view = open_view("demo", queue, Eta({}), {}, out)
     queue.take(1)
     view.started("s0")
     for step in range(12):
@@ -221,7 +221,7 @@ def test_a_training_that_restarts_is_a_line_or_a_problem(tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"cut")
     out, queue = io.StringIO(), queue_of("s0")
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-    lines, live = open_view("demo", queue, Eta({}), out=out), LiveView("demo", queue, Eta({}), None, console)
+    lines, live = open_view("demo", queue, Eta({}), {}, out), LiveView("demo", queue, Eta({}), {}, console)
     for view in (lines, live):
         view.started("s0")
         read_checkpoint(tmp_path / "checkpoint.safetensors", partial(view.moved, "s0"))
@@ -236,7 +236,7 @@ def test_a_training_that_restarts_is_a_line_or_a_problem(tmp_path):
 def test_the_live_view_shows_counts_running_recipes_and_problems():
     queue = queue_of("s0", "s1", "e0")
     console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
-    view = LiveView("demo", queue, Eta({"s0": 5.0, "s1": 5.0, "e0": 5.0}), str.upper, console)
+    view = LiveView("demo", queue, Eta({"s0": 5.0, "s1": 5.0, "e0": 5.0}), {"e0": "E0", "s1": "S1"}, console)
     queue.take(1)
     view.started("e0")
     view.moved("e0", 0.42, "epoch 3 of 7")
@@ -260,7 +260,7 @@ def test_the_driver_may_go_on_while_a_live_view_computes_the_time_left():
             assert set(running) == {"s0"}
             return super().left_s(queue, running, now)
 
-    view = View("demo", queue_of("s0", "s1"), Meanwhile({"s0": 5.0, "s1": 5.0}))
+    view = View("demo", queue_of("s0", "s1"), Meanwhile({"s0": 5.0, "s1": 5.0}), {})
     view.queue.take(1)
     view.started("s0")
     assert view.left() != "unknown" and set(view.running) == {"s0", "s1"}
@@ -268,7 +268,7 @@ def test_the_driver_may_go_on_while_a_live_view_computes_the_time_left():
 
 def test_no_view_when_none_is_wanted():
     out = io.StringIO()
-    view = open_view("demo", queue_of("s0"), Eta({}), wanted=False, out=out)
+    view = open_view("demo", queue_of("s0"), Eta({}), {}, out, wanted=False)
     with view:
         view.started("s0")
         view.ended("s0", "done")

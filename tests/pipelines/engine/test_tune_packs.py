@@ -71,7 +71,7 @@ class Play:
         self.out = io.StringIO()
         self.driver = Driver(
             self.queue,
-            LineView("grid", self.queue, eta, None, self.out),
+            LineView("grid", self.queue, eta, {}, self.out),
             FakeJobs(),
             self.books,
             FixedCluster(*devices),
