@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipelines.cluster.nodes import NODE_WITHIN_S, SERVER_WITHIN_S, folder_not_shared, is_visible, marker_files
-from pipelines.cluster.ray import last_line, ray_cluster
+from pipelines.cluster.ray import error_line, ray_cluster
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import resolve_precision
@@ -100,7 +100,7 @@ def _cluster(session: Session) -> Iterator[Row]:
         answered = time.time()
     except RayError as error:
         yield Row(
-            worker, "wrong", f"{last_line(error)}. Fix: install the same rd3 there, or check the log of that node"
+            worker, "wrong", f"{error_line(error)}. Fix: install the same rd3 there, or check the log of that node"
         )
         return
     yield _clock(f"{worker}: clock", lambda: (asked + answered) / 2 - now, worker)

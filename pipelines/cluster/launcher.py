@@ -12,7 +12,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from pipelines.cluster.ray import last_words
+from pipelines.cluster.ray import last_line
 from pipelines.cluster.submit import PROBE, Submission, check_versions
 from rd3.errors import DataMissing, RD3Error
 
@@ -28,7 +28,7 @@ def probe(cluster_file: Path) -> None:
         raise DataMissing(f"There is no cluster file {cluster_file}.", "see infra/ray/ for examples")
     asked = subprocess.run(_ray("exec", str(cluster_file), PROBE), capture_output=True, text=True, check=False)
     if asked.returncode and "rd3-probe" not in asked.stdout:
-        said = last_words(asked.stdout + asked.stderr, "no output")
+        said = last_line(asked.stdout + asked.stderr, "no output")
         raise RD3Error(
             f"The head of {cluster_file} does not respond: {said[:200]}.",
             f"start the cluster: ray up {cluster_file}",
@@ -36,15 +36,15 @@ def probe(cluster_file: Path) -> None:
     check_versions(asked.stdout, f"The cluster of {cluster_file}")
 
 
-def words(submitted: Submission) -> list[str]:
+def arguments(submitted: Submission) -> list[str]:
     """The arguments of :mod:`pipelines.run_grid`, including the text of a user's own grid file."""
     if submitted.file is None:
-        return submitted.words
+        return submitted.arguments
     text, file = base64.urlsafe_b64encode(submitted.file.read_bytes()).decode(), submitted.file.name
-    return [*submitted.words, "--text", text, *(["--file", file] if file != submitted.grid else [])]
+    return [*submitted.arguments, "--text", text, *(["--file", file] if file != submitted.grid else [])]
 
 
 def submit(cluster_file: Path, submitted: Submission) -> int:
     """Run the grid on the head and show its output; returns 0, or 1 for any failure, as ``ray submit`` does."""
-    script = [str(files("pipelines").joinpath("run_grid.py")), "--", *map(shlex.quote, words(submitted))]
+    script = [str(files("pipelines").joinpath("run_grid.py")), "--", *map(shlex.quote, arguments(submitted))]
     return subprocess.run(_ray("submit", str(cluster_file), *script), check=False).returncode

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -176,11 +177,10 @@ def abandon(service: str) -> None:
     processes = [one for same in _processes().values() for one in same]
     workers = [child for one in processes for child in children(one.pid)]
     for one in processes:
-        with contextlib.suppress(ProcessLookupError):
-            one.kill()
+        one.kill()  # which does nothing to one that has ended
     for child in workers:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, 9)
+            os.kill(child, signal.SIGKILL)
     for one in processes:
         one.wait()
     for log in _log:
@@ -191,9 +191,7 @@ def _append_logs(log: Path, service: str) -> None:
     """Append the last lines of the logs of a service, which go away with Ray's folder."""
     from ray._private import worker
 
-    node = worker._global_node
-    if node is None:
-        return
+    node: Any = worker._global_node
     with log.open("a", errors="backslashreplace") as file:
         for path in sorted(Path(node.get_logs_dir_path()).glob(f"{service}*.*")):
             last = path.read_text(errors="backslashreplace").splitlines()[-_LOG_LINES:]

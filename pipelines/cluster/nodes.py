@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.cluster.ray import last_line, ray_cluster
+from pipelines.cluster.ray import error_line, ray_cluster
 from pipelines.settings import Session
 from pipelines.transfer.datasets import absent, pushed
 from rd3.errors import RD3Error, StoreError, TrackingError
@@ -64,7 +64,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
                 problem, lacking = ray.get(answer, timeout=NODE_WITHIN_S)
             except ray.exceptions.RayError as error:
                 raise RD3Error(
-                    f"Cannot check node {address}: {last_line(error)}.",
+                    f"Cannot check node {address}: {error_line(error)}.",
                     "install the same version of RD3 on every node",
                 ) from None
             if problem is not None:

@@ -116,12 +116,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def last_line(error: Exception) -> str:
-    """The last line of a Ray error, which may be a traceback."""
-    return last_words(str(error), type(error).__name__)
+def error_line(error: Exception) -> str:
+    """The line that states a Ray error, which may be a traceback."""
+    return last_line(str(error), type(error).__name__)
 
 
-def last_words(text: str, otherwise: str) -> str:
+def last_line(text: str, otherwise: str) -> str:
     """The last line with a word in it, without a full stop: of a traceback, the error itself."""
     lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
     return lines[-1].rstrip(".") if lines else otherwise

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pipelines.cluster.ray import last_words, mismatch
+from pipelines.cluster.ray import last_line, mismatch
 from pipelines.settings import Session
 from rd3.errors import BadValue, RD3Error, StoreError
 from tracking.ledger.faults import has_password, is_loopback
@@ -65,7 +65,7 @@ class Submission:
     """The user's own presets in the grid, such as winners of a sweep: name to file content."""
 
     @property
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         """The arguments of :mod:`pipelines.run_grid`, which decodes the presets."""
         env = [word for name, value in self.env.items() for word in ("--env", f"{name}={value}")]
         pull = [word for name in self.pull for word in ("--pull", name)]
@@ -75,7 +75,7 @@ class Submission:
 
     @property
     def entrypoint(self) -> str:
-        return shlex.join(["python", "-m", "pipelines.run_grid", *self.words])
+        return shlex.join(["python", "-m", "pipelines.run_grid", *self.arguments])
 
 
 def submission(
@@ -227,7 +227,7 @@ def _refused(address: str, text: str) -> RD3Error:
             "start the cluster again with one version of both",
         )
     response = re.search(r"status code (\d+): (.*)", text, re.DOTALL)
-    reason = last_words(response.group(2) if response else text.partition("\n")[0], "no reason given")
+    reason = last_line(response.group(2) if response else text.partition("\n")[0], "no reason given")
     return RD3Error(
         f"The Ray cluster at {address} refused the request: {reason}.",
         "see `rd3 jobs list`, and Ray's logs on its head (by default /tmp/ray/session_latest/logs)",
@@ -267,7 +267,7 @@ def check_versions(printed: str, where: str) -> None:
     found = re.search(r"rd3-probe (\S+) (\S+)", printed)
     if found is None:
         raise RD3Error(
-            f"{where} cannot start Python with Ray: {last_words(printed, 'no output')[:200]!r}.",
+            f"{where} cannot start Python with Ray: {last_line(printed, 'no output')[:200]!r}.",
             "install RD3's packages there, and start Ray with their Python first in PATH",
         )
     python, theirs = found.groups()

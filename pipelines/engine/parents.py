@@ -27,7 +27,7 @@ class BrokenParents(RD3Error):
         self.parents = parents
 
 
-def gather(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
+def fetch_inputs(job: Job, recipe: Recipe, store: ReadableStore, progress: Progress) -> None:
     """Fetch the dataset and the parents, with retries while a server is unreachable; raises :class:`BrokenParents`."""
     retry_shown(partial(ensure_data, job.place, recipe.data, progress), progress)
     broken, reasons = [], []

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster.local import dead_service, ray_log, watched
 from pipelines.cluster.nodes import check_platform
-from pipelines.cluster.ray import cluster_devices, last_line, ray_cluster
+from pipelines.cluster.ray import cluster_devices, error_line, ray_cluster
 from pipelines.engine.execute import execute
 from pipelines.engine.interrupts import INTERRUPTED, Interrupts
 from pipelines.engine.workers import RayWorkers
@@ -453,7 +453,7 @@ def _answer(reference: Any) -> Answer:
         answer: Answer = ray.get(reference)
         return answer
     except ray.exceptions.RayTaskError as error:  # before the trial began, as on a node with another version of RD3
-        return Answer(None, {}, last_line(error))
+        return Answer(None, {}, error_line(error))
     except ray.exceptions.RayError as error:
         reason = f"its process died {RETRIES + 1} times ({type(error).__name__})"
         return Answer(None, {}, reason)

@@ -72,7 +72,7 @@ def test_the_command_carries_grid_addresses_and_datasets_with_files(session, gri
     assert words[1:] == [
         "--env", "RD3_ARTIFACTS=s3://b/p", "--env", "RD3_HOME=~/a home", "--pull", "cifar10", "--shares", "2"
     ]  # fmt: skip
-    assert submit.submission("demo", session, {}, {}, []).words == ["demo"]
+    assert submit.submission("demo", session, {}, {}, []).arguments == ["demo"]
 
 
 @pytest.mark.parametrize("value", ["/data/rd3", "artifacts", "file:///data/rd3", "sqlite:////data/mlflow.db"])
@@ -271,7 +271,7 @@ def test_the_head_runs_what_was_sent(monkeypatch, grid, tmp_path):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("RD3_HOME", str(tmp_path / "home"))
     submitted = submit.Submission("mine", grid.name, grid, ["--shares", "2"], {"RD3_DATA": "/d"}, ["cifar10"])
-    done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+    done = CliRunner().invoke(run_grid.app, launcher.arguments(submitted))
     assert done.exit_code == 0, done.output
     pulled, (words, text) = called
     assert pulled == ["cifar10"]
@@ -290,13 +290,13 @@ def test_a_demonstration_size_travels_with_the_file_that_states_it(monkeypatch, 
     (tmp_path / "sent").mkdir()
     submit.working_directory(tmp_path / "sent", submitted)
     monkeypatch.chdir(tmp_path / "sent")
-    assert load_grid(submitted.words[0]).small and load_grid(submitted.words[0]).name == "mine-small"
+    assert load_grid(submitted.arguments[0]).small and load_grid(submitted.arguments[0]).name == "mine-small"
     ran: list[str] = []
     monkeypatch.setattr(cli, "main", lambda words: ran.append(words[1]))
     for name in ADDRESSES:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("RD3_HOME", str(tmp_path / "there"))
-    for words in (submitted.words, launcher.words(submitted)):
+    for words in (submitted.arguments, launcher.arguments(submitted)):
         assert CliRunner().invoke(run_grid.app, words).exit_code == 0
         assert load_grid(ran[-1]).small
     assert Path(ran[1]) == tmp_path / "there" / "grids" / "a grid-small.yaml"
@@ -320,11 +320,11 @@ def test_protocols_of_ones_own_travel(monkeypatch, tmp_path):
     assert list(submit.submission(str(tmp_path / "two.yaml"), own, {}, {}, []).presets) == ["found"]
     monkeypatch.setenv("RD3_HOME", str(there))
     for _again in range(2):
-        done = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+        done = CliRunner().invoke(run_grid.app, launcher.arguments(submitted))
         assert done.exit_code == 0, done.output
         assert (there / "presets" / "found.yaml").read_text() == text
     (there / "presets" / "found.yaml").write_text(text + "# mine\n")
-    refused = CliRunner().invoke(run_grid.app, launcher.words(submitted))
+    refused = CliRunner().invoke(run_grid.app, launcher.arguments(submitted))
     assert refused.exit_code == 2 and (there / "presets" / "found.yaml").read_text().endswith("# mine\n")
 
 
@@ -368,7 +368,7 @@ def test_only_addresses_are_taken():
 
 
 def test_the_grid_as_text_survives_a_shell(grid):
-    words = launcher.words(submit.Submission("mine", grid.name, grid))
+    words = launcher.arguments(submit.Submission("mine", grid.name, grid))
     text = words[words.index("--text") + 1]
     assert shlex.quote(text) == text
     assert base64.urlsafe_b64decode(text).decode() == GRID
