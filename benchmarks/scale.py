@@ -56,7 +56,6 @@ from rd3.recipe import Key, from_json
 from rd3.store import Entry
 from tracking.ledger.ledger import Ledger
 from tracking.place import Place
-from tracking.runs.runs import Tracker
 
 Row = dict[str, Any]
 
@@ -227,7 +226,7 @@ def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float)
     with tempfile.TemporaryDirectory() as folder:
         session, interrupts = session_in(Path(folder)), Interrupts()
         books = Bookkeeping(session, session.ledger.lease(), interrupts)
-        builder = JobBuilder(expansion, queue, books, GridRuns(cast(Tracker, None), expansion, books))
+        builder = JobBuilder(expansion, queue, books, GridRuns(expansion, books))
         eta = Eta(queue.costs_s, gpus, networks=networks_of(expansion))
         view = LineView("paper", queue, eta, {}, io.StringIO())
         driver = Driver(queue, view, builder, books, FixedCluster(16.0 * gpus, float(gpus)), interrupts)

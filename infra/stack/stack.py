@@ -88,16 +88,11 @@ def kill(parts: list[Part]) -> None:
 
 def status(parts: list[Part]) -> bool:
     """Print a line per part; returns whether all are up."""
-    states = {part: _state(part) for part in parts}
-    for part, state in states.items():
-        print(f"{part.name:<11} {state:<6} {part.address}")
-    return set(states.values()) == {"up"}
-
-
-def _state(part: Part) -> str:
-    if not part.processes.alive():
-        return "down"
-    return "up" if part.answers() else "deaf"
+    states = []
+    for part in parts:
+        states.append("down" if not part.processes.alive() else "up" if part.answers() else "deaf")
+        print(f"{part.name:<11} {states[-1]:<6} {part.address}")
+    return set(states) == {"up"}
 
 
 def wipe(place: Place) -> None:

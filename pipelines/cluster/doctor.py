@@ -190,11 +190,10 @@ def _disk(home: Path) -> Row:
             "disk", "wrong", f"{home} is not writable ({error.strerror}). Fix: set RD3_HOME to a writable folder"
         )
     free_gib = shutil.disk_usage(home).free / 2**30
+    free = f"{free_gib:.1f} GiB free at {home}"
     if free_gib < _LEAST_GIB:
-        return Row(
-            "disk", "wrong", f"{free_gib:.1f} GiB free at {home}. Fix: free space, or set RD3_HOME to another disk"
-        )
-    return Row("disk", "ok", f"{free_gib:.1f} GiB free at {home}")
+        return Row("disk", "wrong", f"{free}. Fix: free space, or set RD3_HOME to another disk")
+    return Row("disk", "ok", free)
 
 
 def _tracking(place: Place) -> Iterator[Row]:

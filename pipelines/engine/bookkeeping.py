@@ -43,7 +43,7 @@ class Bookkeeping:
         """``kind/key`` of the entries that this driver has added to the ledger."""
         self._lease, self._interrupts = lease, interrupts
         self._known: dict[Key, Entry] = {}
-        self._tracker = Tracker(session)
+        self.tracker = Tracker(session)
 
     def entries(self, wanted: Iterable[tuple[str, Key]]) -> dict[Key, Entry]:
         """Ledger entries of these and of all their ancestors, ancestors first."""
@@ -73,7 +73,7 @@ class Bookkeeping:
         made = Entry.model_validate(entry)
         recorded = self.recorded(made.key) if made.kind == "evaluation" else None
         if recorded is not None and adds_student(made, recorded):
-            kept = self._write(partial(record_student, self.ledger, self._tracker, made))
+            kept = self._write(partial(record_student, self.ledger, self.tracker, made))
         else:
             kept = self._write(partial(self.ledger.add, made))
         self._known[kept.key] = kept

@@ -28,7 +28,6 @@ from pipelines.grid.queue import RecipeQueue
 from pipelines.settings import Session
 from rd3.locks import is_locked
 from rd3.recipe import Key
-from tracking.runs.runs import Tracker
 from tracking.store import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -81,8 +80,8 @@ def execute(
     ``workers``: what runs trials (default: Ray on this machine).  ``max_concurrent``: maximum number of parallel
     trials, independent of the cluster's current size (default: as many as fit).  ``gpu_share``: fraction of a GPU per
     evaluation trial.  ``shares``: number of trials that generate one set together, unless ``timing: exclusive``.
-    ``view``: whether progress is shown on stderr.
-    ``cache_logits_bytes``: disk budget on each machine for teacher logits that several evaluations need; 0: none.
+    ``view``: whether progress is shown on stderr.  ``cache_logits_bytes``: disk budget on each machine for teacher
+    logits that several evaluations need; 0: none.
     """
     if not plan.keys("run"):
         return _outcome(expansion, plan_queue(expansion, plan))
@@ -96,7 +95,7 @@ def execute(
     with Interrupts() as interrupts, driver_lease as lease:
         session = session.with_identity(lease.token, work)
         books = Bookkeeping(session, lease, interrupts)
-        runs = GridRuns(Tracker(session), expansion, books)
+        runs = GridRuns(expansion, books)
         driver: Driver | None = None
         try:
             finished = _clean_up(expansion, plan, books)

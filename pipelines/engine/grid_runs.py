@@ -14,7 +14,6 @@ from pipelines.grid.queue import Unsuccessful
 from rd3.errors import RD3Error, Unavailable
 from rd3.recipe import Key
 from tracking.ledger.retry import retry
-from tracking.runs.runs import Tracker
 
 if TYPE_CHECKING:
     from pipelines.grid.expand import Expansion
@@ -26,10 +25,10 @@ _CLOSE_WITHIN_S = 10.0
 class GridRuns:
     """The runs of one execution, which is opened once and then closed or abandoned."""
 
-    def __init__(self, tracker: Tracker, expansion: Expansion, books: Bookkeeping):
+    def __init__(self, expansion: Expansion, books: Bookkeeping):
         self.experiment_id = ""
         self.grid_run_id: str | None = None
-        self._tracker, self._expansion, self._books = tracker, expansion, books
+        self._expansion, self._books, self._tracker = expansion, books, books.tracker
 
     def open(self, experiment: str) -> None:
         """Open the experiment and the grid's own run, and close runs of dead drivers."""
@@ -46,8 +45,7 @@ class GridRuns:
         """
         if self.grid_run_id is not None:
             self._books.retry(partial(self._tracker.close_grid, self.grid_run_id, ok))
-        close_dead = partial(self._tracker.close_dead_runs, self.experiment_id, "its process died", unsuccessful)
-        self._books.retry(close_dead)
+        self._books.retry(partial(self._tracker.close_dead_runs, self.experiment_id, "its process died", unsuccessful))
         if self.grid_run_id is not None and self._expansion.cells:
             with contextlib.suppress(RD3Error):  # `rd3 report` publishes them again
                 self._books.retry(partial(self._publish, self.grid_run_id, unsuccessful))
