@@ -28,9 +28,7 @@ class DamagedParents:
         """Number of the first trial that starts after a parent was found intact, or is made again."""
 
     def resolve(self, key: Key, end: TrialEnd, trial: int, next_trial: int) -> str | None:
-        """Queue the damaged direct parents of a recipe again; returns why the recipe fails.
-
-        None: the caller may queue the recipe again, behind its parents.
+        """Queue damaged parents again; returns why the recipe fails, or None if it may be queued again behind them.
 
         ``trial``: number of its trial; ``next_trial``: number of the next one to start.  A trial that started before a
         parent was made again has read the earlier files, which says nothing about the new ones.

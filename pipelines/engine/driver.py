@@ -113,16 +113,16 @@ class Driver:
         pack: list[Queued] = [first, *self._packs.companions(first, at_a_time, self._alone)]
         keys = [recipe.key for recipe in pack]
         self.queue.join(first.key, keys[1:])
-        cached = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
+        cached_logits = self._sharing.keep(keys, lambda key: self.queue.state(key) == "waiting")
         try:
-            jobs = [replace(self._jobs.job(one, demand), cached_logits=cached.get(one.key)) for one in pack]
+            jobs = [replace(self._jobs.job(one, demand), cached_logits=cached_logits.get(one.key)) for one in pack]
         except RD3Error as error:
             self._give_up(error)
             return None
         self._trials[trial_id] = _Trial(self._started, keys, set(keys))
         self._started += 1
         for key in keys:
-            self.view.started(key, len(keys), logits_read=key in cached)
+            self.view.started(key, len(keys), logits_read=key in cached_logits)
         return {"jobs": json.dumps(JOBS.dump_python(jobs, mode="json")), "cpus": demand.cpus, "gpus": demand.gpus}
 
     def discard_logits(self, home: Path) -> None:

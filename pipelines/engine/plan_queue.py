@@ -36,11 +36,11 @@ def plan_queue(
         for key, item in items.items()
         if item.status == "run" and key not in finished and key not in expansion.larger_sets
     ]
-    shared = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
-    recipes |= {share.key: share for each in shared.values() for share in each}
+    shares_of = share_out(running, shares, expansion.infos.get) if shares > 1 else {}
+    recipes |= {share.key: share for each in shares_of.values() for share in each}
     costs_s = {key: item.cost_s for key, item in items.items()}
-    costs_s |= {share.key: costs_s[key] / len(each) for key, each in shared.items() for share in each}
-    costs_s |= dict.fromkeys(shared, 0.0)  # only the shares remain to be assembled
+    costs_s |= {share.key: costs_s[key] / len(each) for key, each in shares_of.items() for share in each}
+    costs_s |= dict.fromkeys(shares_of, 0.0)  # only the shares remain to be assembled
     return RecipeQueue(
         recipes,
         reused=[key for key, item in items.items() if item.status == "reuse" or key in finished],
@@ -51,6 +51,6 @@ def plan_queue(
         },
         demands=demands,
         after={key: [larger] for key, larger in expansion.larger_sets.items()}
-        | {key: [share.key for share in each] for key, each in shared.items()},
+        | {key: [share.key for share in each] for key, each in shares_of.items()},
         costs_s=costs_s,
     )
