@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 from rd3.datasets import Roots, dataset_fingerprint, dataset_source, fingerprint_in, register, registration
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, UnknownName
@@ -19,13 +18,6 @@ from tracking.runs.dataset_bundles import DatasetBundle, Progress
 from tracking.runs.runs import Tracker
 
 
-class Pushed(NamedTuple):
-    """``new`` is False if the tracking server already had it."""
-
-    bundle: DatasetBundle
-    new: bool
-
-
 def absent(name: str, roots: Roots) -> bool:
     """Whether this machine has no folder for a dataset; False for datasets bundled with a package."""
     try:
@@ -35,8 +27,8 @@ def absent(name: str, roots: Roots) -> bool:
     return bool(places) and not any(folder.is_dir() for folder in places)
 
 
-def push(name: str, place: Place, progress: Progress = lambda fraction, note: None) -> Pushed:
-    """Upload a dataset to the tracking server, unless it has this fingerprint already."""
+def push(name: str, place: Place, progress: Progress = lambda fraction, note: None) -> tuple[DatasetBundle, bool]:
+    """Upload a dataset; returns it and True, or what the tracking server has with this fingerprint and False."""
     roots = place.roots
     folder = dataset_source(name, roots).survey(roots).folder
     if folder is None:
@@ -48,10 +40,10 @@ def push(name: str, place: Place, progress: Progress = lambda fraction, note: No
     fingerprint = dataset_fingerprint(name, roots)
     known = bundles.find(tracker, name, fingerprint)
     if known is not None:
-        return Pushed(known, False)
+        return known, False
     entry, scratch = registration(name, roots), place.home / "data"
     sent = bundles.put(tracker, folder, name, fingerprint, registration=entry, scratch=scratch, progress=progress)
-    return Pushed(sent, True)
+    return sent, True
 
 
 def pushed(name: str, place: Place, where: str, fingerprint: str | None = None) -> DatasetBundle:
