@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.cluster.ray import error_line, ray_cluster
 from pipelines.settings import Session
-from pipelines.transfer.datasets import absent, pushed
+from pipelines.transfer.datasets import absent, pushed_bundle
 from rd3.errors import RD3Error, StoreError, TrackingError
 from tracking.ledger.object_store import folder_errors, open_objects
 from tracking.place import Place
@@ -70,7 +70,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
             if problem is not None:
                 raise problem
             for dataset in lacking:
-                pushed(dataset, place, f"node {address}")
+                pushed_bundle(dataset, place, f"node {address}")
 
 
 def _problem(node: str, place: Place, markers: list[Path], datasets: list[str]) -> tuple[RD3Error | None, list[str]]:

@@ -46,8 +46,8 @@ def push(name: str, place: Place, progress: Progress = lambda fraction, note: No
     return sent, True
 
 
-def pushed(name: str, place: Place, where: str, fingerprint: str | None = None) -> DatasetBundle:
-    """A dataset at the tracking server, which ``where`` needs, as it lacks it; raises :class:`DataMissing`."""
+def pushed_bundle(name: str, place: Place, where: str, fingerprint: str | None = None) -> DatasetBundle:
+    """The bundle of a dataset that machine ``where`` lacks; raises :class:`DataMissing` if it has not been pushed."""
     bundle = bundles.find(Tracker(place), name, fingerprint)
     if bundle is None:
         version = f" with fingerprint {fingerprint[:12]}" if fingerprint else ""
@@ -75,7 +75,7 @@ def pull(
     with exclusive(roots.home / "data" / ".pull.lock"):
         if not absent(name, roots):
             return None
-        bundle = pushed(name, place, socket.gethostname(), fingerprint)
+        bundle = pushed_bundle(name, place, socket.gethostname(), fingerprint)
         return _install(Tracker(place), bundle, roots, progress)
 
 
