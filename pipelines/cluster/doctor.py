@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipelines.cluster.nodes import NODE_WITHIN_S, SERVER_WITHIN_S, folder_not_shared, is_visible, marker_files
-from pipelines.cluster.ray import error_line, ray_cluster
+from pipelines.cluster.ray import error_line, on_node, ray_cluster
 from pipelines.settings import Session
 from rd3.datasets import Roots
 from rd3.device import resolve_precision
@@ -79,18 +79,15 @@ def rows_there(session: Session, address: str) -> Iterator[Row]:
 def _cluster(session: Session) -> Iterator[Row]:
     import ray
     from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     yield Row("ray cluster", "ok", f"{len(nodes)} nodes, {ray.cluster_resources().get('CPU', 0):g} CPUs")
     # A node that is not the head, if there is one: the head is often the driver's own machine.
     node = min(nodes, key=lambda node: "node:__internal_head__" in node["Resources"])
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     worker = f"worker {node['NodeManagerAddress']}"
 
     def ask(task: Callable[..., Any], *arguments: Any) -> Any:
-        remote = ray.remote(num_cpus=0)(task).options(scheduling_strategy=where)
-        return ray.get(remote.remote(*arguments), timeout=NODE_WITHIN_S)
+        return ray.get(on_node(node["NodeID"], task, *arguments), timeout=NODE_WITHIN_S)
 
     try:
         with marker_files(session) as markers:

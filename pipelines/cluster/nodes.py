@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.cluster.ray import error_line, ray_cluster
+from pipelines.cluster.ray import error_line, on_node, ray_cluster
 from pipelines.settings import Session
 from pipelines.transfer.datasets import absent, pushed_bundle
 from rd3.errors import RD3Error, StoreError, TrackingError
@@ -40,7 +40,6 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
     checked.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
@@ -53,12 +52,7 @@ def check_nodes(place: Place, datasets: Iterable[str]) -> None:
         return
     names = sorted(set(datasets))
     with marker_files(place) as markers:
-        asked = [
-            ray.remote(num_cpus=0)(_problem)
-            .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-            .remote(address, place, markers, names)
-            for node, address in nodes.items()
-        ]
+        asked = [on_node(node, _problem, address, place, markers, names) for node, address in nodes.items()]
         for address, answer in zip(nodes.values(), asked, strict=True):
             try:
                 problem, lacking = ray.get(answer, timeout=NODE_WITHIN_S)

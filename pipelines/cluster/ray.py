@@ -1,4 +1,4 @@
-"""Start or join Ray, on this machine or by address, and the resources of a trial."""
+"""Start or join Ray, on this machine or by address; devices of a cluster, and calls on its nodes."""
 
 from __future__ import annotations
 
@@ -303,6 +303,15 @@ def _stop() -> None:
         warnings.simplefilter("ignore", ResourceWarning)
         ray.shutdown()
         gc.collect()
+
+
+def on_node(node: str, task: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function on the node of the cluster with this ID; returns Ray's reference to its result."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0)(task).options(scheduling_strategy=there).remote(*arguments)
 
 
 def cluster_devices() -> tuple[float, float]:

@@ -122,6 +122,8 @@ def execute(
                         cache_logits_bytes=cache_logits_bytes,
                     )
                     workers.run_queue(driver, session.home, interrupts)
+                    if driver.leaving and not queue.finished:
+                        raise StopDriver
         except (StopDriver, KeyboardInterrupt):
             if driver is not None and driver.fatal is not None:
                 _abandon(driver, runs, session.home, f"the driver failed: {driver.fatal}")

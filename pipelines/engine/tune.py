@@ -77,7 +77,7 @@ _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", 
 
 
 def run_queue(driver: Driver, home: Path) -> None:
-    """Run Tune until the driver's queue is finished.  Raises :class:`StopDriver` if the driver has to stop."""
+    """Run Tune until the driver's queue is finished or the driver is leaving, in which case it may raise StopDriver."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Otherwise Tune passes the driver's S3 keys to every trial, visible in command lines and logs of Ray.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_S3_KEYS)
@@ -105,8 +105,6 @@ def run_queue(driver: Driver, home: Path) -> None:
             ).fit()
         finally:
             shutil.rmtree(scratch / name, ignore_errors=True)
-    if driver.leaving and not driver.queue.finished:
-        raise StopDriver
 
 
 def _name(trial: Any) -> str:

@@ -45,7 +45,7 @@ class Workers(Protocol):
         """Resources per trial of each kind; ``exclusive`` gives a set a whole machine."""
 
     def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
-        """Run the driver's queue to its end; raises :class:`StopDriver` or KeyboardInterrupt if it has to stop."""
+        """Run the driver's queue to its end, or until the driver is leaving: it then may raise :class:`StopDriver`."""
 
 
 class RayWorkers:
@@ -104,15 +104,11 @@ class ThisProcess:
         return demands(cpus, gpus > 0, exclusive=exclusive, gpu_share=1.0)
 
     def run_queue(self, driver: Driver, home: Path, interrupts: Interrupts) -> None:
-        from pipelines.engine.driver import StopDriver
-
         for number in itertools.count():
             config = driver.next_config(f"trial-{number}")
             if config is None:
                 break
             _run(driver, f"trial-{number}", config)
-        if driver.leaving and not driver.queue.finished:
-            raise StopDriver
 
 
 def _run(driver: Driver, trial_id: str, config: dict[str, Any]) -> None:
