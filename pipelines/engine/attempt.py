@@ -19,13 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipelines.engine import trial_log
-from pipelines.engine.folder_lock import alone_in
 from pipelines.engine.job import Job, TrialEnd, given_store
 from pipelines.engine.parents import UNREADABLE, BrokenParents, fetch_inputs
 from pipelines.engine.recipe_run import RecipeRun
 from pipelines.engine.shards import download_blocks, upload_blocks
 from pipelines.engine.uploads import registered_for_upload, uploading
-from pipelines.engine.waiting import retry_shown
+from pipelines.engine.waiting import alone_in, retry_shown
 from rd3.errors import DataCorrupt, DataMissing, ends_the_process, is_device_error, why
 from rd3.kept_students import adds_student
 from rd3.perform import Part, Progress, perform, perform_blocks, perform_pack

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.engine import attempt, folder_lock, recipe_run, trial_log, waiting
+from pipelines.engine import attempt, recipe_run, trial_log, waiting
 from pipelines.engine.job import JOBS, Job, TrialEnd, work_folder
 from pipelines.settings import trial_log_path
 from rd3.errors import DataCorrupt, DataMissing, Diverged, TrackingError, TrackingUnavailable
@@ -229,7 +229,7 @@ def test_a_damaged_parent_is_named(bench: Bench):
 def test_a_folder_that_another_process_holds_is_waited_for_and_then_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(folder_lock, "ORPHAN_WAIT_S", 0.0)
+    monkeypatch.setattr(waiting, "ORPHAN_WAIT_S", 0.0)
     bench.job.folder.mkdir(parents=True)
     notes: list[str] = []
     with open(bench.job.folder / "lock", "w") as lock:
