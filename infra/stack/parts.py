@@ -242,7 +242,8 @@ class Mlflow(Part):
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "2", "--app-name", "basic-auth", "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+        command += ["--workers", "2", "--app-name", "basic-auth"]
+        command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
         self.spawn(command, env)
 
     def answers(self) -> bool:
