@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -171,27 +172,25 @@ class _Sums(ExitStack[None]):
 
     def __enter__(self) -> Self:
         for name, layer in self.layers.items():
-            self.enter_context(layer.register_forward_pre_hook(self._hook(name, isinstance(layer, nn.Conv2d))))
+            self.enter_context(layer.register_forward_pre_hook(partial(self._add, name)))
         return self
 
-    def _hook(self, name: str, convolution: bool) -> Callable[..., None]:
-        def add(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            of_images = moments_of_images(inputs[0].float(), self.patch if convolution else None)
-            for field, values in of_images._asdict().items():
-                if values is not None:
-                    target = self._sum(f"{name}/class/{field}", values, rows=self.num_classes)
-                    target.index_add_(0, self.labels, values.double())
-            if not convolution:
-                return
-            channels, tiles = of_images[:2], of_images[2:]
-            for prefix, (mean, var) in (("", channels), ("patch_", tiles)):
-                assert mean is not None and var is not None
-                # For images of equal size: batch variance = mean variance within images + variance of means.
-                var_of_means, overall = torch.var_mean(mean.double(), 0, correction=0)
-                self._sum(f"{name}/whole/{prefix}mean", mean).add_(overall, alpha=len(mean))
-                self._sum(f"{name}/whole/{prefix}var", var).add_(var_of_means + var.double().mean(0), alpha=len(var))
-
-        return add
+    def _add(self, name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        convolution = isinstance(layer, nn.Conv2d)
+        of_images = moments_of_images(inputs[0].float(), self.patch if convolution else None)
+        for field, values in of_images._asdict().items():
+            if values is not None:
+                target = self._sum(f"{name}/class/{field}", values, rows=self.num_classes)
+                target.index_add_(0, self.labels, values.double())
+        if not convolution:
+            return
+        channels, tiles = of_images[:2], of_images[2:]
+        for prefix, (mean, var) in (("", channels), ("patch_", tiles)):
+            assert mean is not None and var is not None
+            # For images of equal size: batch variance = mean variance within images + variance of means.
+            var_of_means, overall = torch.var_mean(mean.double(), 0, correction=0)
+            self._sum(f"{name}/whole/{prefix}mean", mean).add_(overall, alpha=len(mean))
+            self._sum(f"{name}/whole/{prefix}var", var).add_(var_of_means + var.double().mean(0), alpha=len(var))
 
     def _sum(self, key: str, values: torch.Tensor, rows: int | None = None) -> torch.Tensor:
         """The float64 sum ``key``, (rows, D) or (D,) for ``values`` of (B, D); initially zero."""

@@ -93,10 +93,7 @@ class UnpackedRecords:
         self._bytes = tensors["bytes"].numpy()
         self._starts = tensors[f"{part}_starts"].numpy()
         self._sums = tensors[f"{part}_crc32"].numpy()
-        self._records = records
-
-    def where(self, index: int) -> str:
-        return self._records.where(index)
+        self.where = records.where
 
     def encoded(self, index: int) -> bytes:
         """The bytes of one image, checked."""

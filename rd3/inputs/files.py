@@ -124,9 +124,9 @@ def by_number(names: Iterable[str]) -> tuple[list[str], bool]:
     return numbered, numbered != alphabetical
 
 
-def shortened(names: Sequence[str], limit: int = 12) -> str:
-    """At most ``limit`` names, with the last one, as text."""
-    return ", ".join([*names[: limit - 1], "...", names[-1]] if len(names) > limit else names)
+def shortened(names: Sequence[str]) -> str:
+    """At most twelve names, with the last one, as text."""
+    return ", ".join([*names[:11], "...", names[-1]] if len(names) > 12 else names)
 
 
 def order_text(names: Sequence[str], differs: bool) -> str:

@@ -17,8 +17,7 @@ FOUND = "found"
 def read_class_order(path: Path | str) -> tuple[str, ...]:
     """The class of each output of a classifier, from a file.
 
-    A class per line, or JSON in a form of :func:`label_name_pairs`.  Raises :class:`DataMissing` or
-    :class:`DataCorrupt`.
+    A class per line, or JSON in a form of :func:`label_name_pairs`.  Raises DataMissing or DataCorrupt.
     """
     path = Path(path)
     if not path.is_file():

@@ -40,8 +40,6 @@ from rd3.tensor_bytes import sha256_of
 TORCHVISION = "torchvision:"
 _ASKED_IMAGES = 8
 """Images on which it is seen whether logits depend on anything else, as those of a user's own network may."""
-Notice = Callable[[str], None]
-"""Gets a sentence about what was found and does not prevent the import."""
 _ORDER_FIX = (
     "state the class of each output: --class-order FILE; or, if that is not known, apply the order that was found: "
     f"--class-order {FOUND}"
@@ -70,7 +68,7 @@ def import_weights(
     allow_chance: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress = lambda fraction, note: None,
-    notice: Notice = _warn,
+    notice: Callable[[str], None] = _warn,
 ) -> tuple[TeacherRecipe, dict[str, Any]]:
     """Store weights trained elsewhere as a teacher of ``dataset`` in ``out``; returns its recipe and its figures.
 
@@ -84,8 +82,7 @@ def import_weights(
     ImageNet classifier's last layer that belong to them; ``class_order`` lists the class of each row, by id, name or
     label, or is ``"found"`` for the order in which the network classifies training images best.
 
-    ``notice`` gets sentences on constants that would be better, ambiguous prefixes and the like; they are warnings by
-    default.
+    ``notice`` gets sentences on what was found and does not prevent the import; by default they are warnings.
 
     Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read, :class:`ClassOrderError` for
     another number of classes and for classes that are permuted, and :class:`BadValue` for weights of another network,
@@ -170,7 +167,7 @@ def _fitting(
     tensors = {name: _detached(name, value, source) for name, value in found.tensors.items()}
     order = None
     if head in tensors and (prune or (class_order is not None and class_order != FOUND)):
-        order = _order(tensors[head], source, head, info, None if prune else class_order)
+        order = _rows_to_keep(tensors[head], source, head, info, None if prune else class_order)
         tensors |= {name: tensors[name][order] for name in (head, f"{built.head_name}.bias") if name in tensors}
     # Old files lack the batch norms' counters, which change no prediction.
     tensors = {name: value for name, value in expected.items() if name.endswith(COUNTER)} | tensors
@@ -180,10 +177,10 @@ def _fitting(
     return found._replace(tensors=single), order
 
 
-def _order(
+def _rows_to_keep(
     head: torch.Tensor, source: Path | str, name: str, info: DatasetInfo, class_order: Sequence[str] | None
 ) -> list[int]:
-    """The rows to keep: those that ``class_order`` names, or by their place in ImageNet-1K."""
+    """Those that ``class_order`` names, or, without it, that stand for the dataset's classes in ImageNet-1K."""
     if class_order is None:
         if len(head) != 1000:
             raise ClassOrderError(

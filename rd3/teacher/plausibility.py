@@ -247,10 +247,7 @@ def check_not_permuted(
 def check_above_chance(
     name: str, tested: Predictions, dataset: Dataset, better: BetterConstants | None, fix: str
 ) -> None:
-    """Raise :class:`BadValue` if the interval of the accuracy includes chance, or lies below it.
-
-    ``better``: constants that are the likely cause.
-    """
+    """Raise :class:`BadValue` for an accuracy not above chance, of which ``better`` constants are the likely cause."""
     low, high = wilson(tested.correct, len(tested.labels))
     by_chance = chance(tested.labels)
     if low > by_chance:

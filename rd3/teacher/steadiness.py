@@ -56,8 +56,7 @@ class Called:
 def observed() -> Iterator[Called]:
     """Inside ``with``, the modules that this thread calls are noted; their buffers are restored afterwards.
 
-    Modules in train mode that a network holds in a list or a function are the caller's own, and change as they are
-    called.
+    Modules in train mode that a network holds in a list or a function are the caller's own, and change when called.
     """
     called, thread = Called(), threading.get_ident()
 
