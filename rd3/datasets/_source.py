@@ -141,15 +141,14 @@ class FileSource(Source):
 
     def look(self, folder: Path) -> Found | None:
         """Search one folder for the dataset; None if it has no part of it."""
-        parquet = find_parquet(folder, self.info, self.test_names)
-        return parquet or find_folder(folder, self.info, self.test_names)
+        names = self.test_names
+        return find_parquet(folder, self.info, names) or find_folder(folder, self.info, names)
 
     def find(self, roots: Roots, training_only: bool = False) -> Found:
         """The first copy found, with checked counts; with ``training_only`` no test file is opened."""
         places = self.places(roots)
-        for folder in places:
-            found = self.look(folder) if folder.is_dir() else None
-            if found is not None:
+        for folder in filter(Path.is_dir, places):
+            if found := self.look(folder):
                 counts = self.check_counts(found, training_only)
                 return replace(found, source=found.source or counts.source)
         raise self._missing(roots, places)
@@ -176,17 +175,14 @@ class FileSource(Source):
         for place in filter(Path.is_dir, places):
             if found := one_level_down(place, self._seems_to_be):
                 return found[0], move_up(found[0])
-        if roots.data is not None:
-            found = one_level_down(roots.data, lambda one: any(map(Path.is_dir, self._only_below(one, roots))))
-            if found:
-                deeper = next(filter(Path.is_dir, self._only_below(found[0], roots)))
-                return deeper, f"export RD3_DATA={shlex.quote(str(found[0]))}"
-        return None
 
-    def _only_below(self, data: Path, roots: Roots) -> list[Path]:
-        """The places searched with another folder of datasets, and not with the present one."""
-        present = self.places(roots)
-        return [place for place in self.places(replace(roots, data=data)) if place not in present]
+        def not_searched(data: Path) -> list[Path]:
+            """Folders that would be searched as well if ``data`` were the folder of datasets."""
+            return [one for one in self.places(replace(roots, data=data)) if one not in places and one.is_dir()]
+
+        if roots.data is not None and (found := one_level_down(roots.data, lambda one: bool(not_searched(one)))):
+            return not_searched(found[0])[0], f"export RD3_DATA={shlex.quote(str(found[0]))}"
+        return None
 
     def _seems_to_be(self, folder: Path) -> bool:
         """Whether a folder has the first class's folder, Parquet files or an archive's folder; opens no file."""
