@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from rd3.errors import ClassOrderError
 from rd3.inputs.names import match_names
+from rd3.lazy import torch
 
 FIX = "number the labels in the dataset's class order (rd3 list datasets), and leave out the stated one"
 
@@ -62,6 +65,18 @@ class StatedOrder:
 def labels_by_name(names: Iterable[str], info: ClassList) -> dict[str, int]:
     """The dataset's label of every name that is one of its class ids, or of its class names if more are these."""
     return max((match_names(names, naming) for naming in (info.class_ids, info.class_names)), key=len)
+
+
+def best_permutation(labels: torch.Tensor, outputs: torch.Tensor, num_classes: int) -> np.ndarray:
+    """(C,) the output that stands for each class in the one-to-one assignment that agrees most with ``labels``.
+
+    ``labels`` and ``outputs`` are (N,) integers from 0 to ``num_classes`` - 1.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels.numpy(), outputs.numpy()), 1)
+    return np.asarray(linear_sum_assignment(confusion, maximize=True)[1])
 
 
 def label_name_pairs(value: Any) -> list[tuple[int, str]]:

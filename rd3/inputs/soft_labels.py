@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import numpy as np
-
 from rd3.errors import BadValue, ClassOrderError
 from rd3.inputs.arrays import kind_of, tensor_of
-from rd3.inputs.class_order import ClassList, StatedOrder
+from rd3.inputs.class_order import ClassList, StatedOrder, best_permutation
 from rd3.inputs.notes import Note
 from rd3.lazy import torch
 from rd3.soft_labels import DTYPES, KINDS, SoftLabelKind, SoftLabels
@@ -147,19 +145,15 @@ def _refuse_permuted(
 
     ``largest``: the column of each image's largest soft label; ``order``: that of the columns (None: the dataset's).
     """
-    from scipy.optimize import linear_sum_assignment
-
-    table = np.zeros((info.num_classes, info.num_classes), dtype=np.int64)
-    np.add.at(table, (labels.numpy(), largest.numpy()), 1)
-    classes, columns = linear_sum_assignment(table, maximize=True)
-    better = int(table[classes, columns].sum())
+    columns = best_permutation(labels, largest, info.num_classes).tolist()
+    better = int((torch.tensor(columns)[labels] == largest).sum())
     # With one image of each class a perfect permutation always exists, so it proves nothing.
     if better - agreeing >= _MIN_GAIN * len(labels) and len(labels) > info.num_classes:
         meant = list(range(info.num_classes)) if order is None else order.bring(range(info.num_classes), info)
         owner = "dataset's" if order is None else "stated"
-        first = next(label for label in classes if meant[columns[label]] != label)
+        first = next(label for label, column in enumerate(columns) if meant[column] != label)
         raise ClassOrderError(
             f"The columns of soft_labels look permuted: {fact}, with another order it would be for {better}; class "
             f"{info.class_ids[first]} is column {columns[first]}, not {meant.index(first)}.",
-            f"bring them to the {owner} class order: soft_labels[:, {[int(columns[label]) for label in meant]}]",
+            f"bring them to the {owner} class order: soft_labels[:, {[columns[label] for label in meant]}]",
         )

@@ -11,6 +11,7 @@ from torch import nn
 
 from rd3.datasets import Dataset, Split
 from rd3.errors import BadValue, ClassOrderError
+from rd3.inputs.class_order import best_permutation
 from rd3.known_constants import KNOWN, option, spelled
 from rd3.models import NormalisedNetwork
 from rd3.recipe import Normalisation
@@ -48,13 +49,8 @@ def chance(labels: torch.Tensor) -> float:
 
 def best_order(tested: Predictions, num_classes: int) -> np.ndarray:
     """(C,) the output that stands for each class in the one-to-one assignment with the most correct predictions."""
-    from scipy.optimize import linear_sum_assignment
-
     finite = tested.predicted != NOT_FINITE
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(confusion, (tested.labels[finite].numpy(), tested.predicted[finite].numpy()), 1)
-    _classes, outputs = linear_sum_assignment(confusion, maximize=True)
-    return np.asarray(outputs)
+    return best_permutation(tested.labels[finite], tested.predicted[finite], num_classes)
 
 
 def reordered(tested: Predictions, order: np.ndarray) -> Predictions:
