@@ -30,14 +30,13 @@ _DEPTH = 8
 
 
 class Weights(NamedTuple):
-    """A state dict in the names of a network, with the name of the entry that holds it."""
+    """A state dict in the names of a network."""
 
     tensors: dict[str, torch.Tensor]
-    entry: str
     constants: dict[str, tuple[float, ...]]
     """Three numbers under names that end in ``mean`` or ``std``, or are ``mu`` or ``sigma``, by ``mean`` and ``std``:
     constants of a normalising layer, perhaps."""
-    said: tuple[str, ...] = ()
+    said: tuple[str, ...]
     """Sentences on what of the file was computed or left out."""
 
 
@@ -94,8 +93,7 @@ class Checkpoint:
         required = without_counters(expected)
         # The names as they stand come first, as other networks call layers `linear` and `shortcut` themselves.
         for rename in (str, _renamed):
-            prefixes = _prefixes(tensors, required, rename, complete=True)
-            if prefixes:
+            if prefixes := _prefixes(tensors, required, rename, complete=True):
                 break
         else:
             self._require_names()
@@ -105,7 +103,7 @@ class Checkpoint:
         # Lists of averaged weights, as some implementations of an EMA save them.
         averages = sorted({one.container for one in tensors if one.container[-1:] == ("shadow_params",)})
         unnamed = (f"The tensors in {'.'.join(container)} have no names and are not read." for container in averages)
-        return Weights(networks[prefix], _entry(prefix), _constants(tensors), (*self._said, *unnamed))
+        return Weights(networks[prefix], _constants(tensors), (*self._said, *unnamed))
 
     def _require_names(self) -> None:
         """Raise :class:`DataCorrupt` for a file whose weights are a list."""
@@ -135,11 +133,6 @@ def _require_one_file(path: Path) -> None:
 def without_counters(names: Iterable[str]) -> set[str]:
     """The names of tensors that change predictions."""
     return {name for name in names if not name.endswith(COUNTER)}
-
-
-def _entry(prefix: str) -> str:
-    """The entry of a file as users name it; the file's top level is ``.``."""
-    return prefix.removesuffix(".") or "."
 
 
 def _renamed(name: str) -> str:
@@ -197,7 +190,7 @@ def _is_constant(one: _Tensor) -> bool:
 def _chosen(path: Path | str, networks: Mapping[str, dict[str, torch.Tensor]], entry: str | None) -> str:
     """The prefix that ``entry`` names, or the only one; several are one if their tensors are equal."""
     prefixes = list(networks)
-    names = {prefix: _entry(prefix) for prefix in prefixes}
+    names = {prefix: prefix.removesuffix(".") or "." for prefix in prefixes}  # "." is the file's top level
     if entry is not None:
         found = [prefix for prefix, name in names.items() if name == entry or name.startswith(f"{entry}.")]
         if not found:
