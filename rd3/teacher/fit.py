@@ -42,41 +42,43 @@ def check_fit(
     ``expected``: the state of the network, and ``head`` the name of its last layer's weight.  Raises
     :class:`ClassOrderError` for another number of classes and :class:`BadValue` for another network.
     """
-    outputs = tensors[head].shape if head in tensors else expected[head].shape
-    if outputs[0] != expected[head].shape[0] and outputs[1:] == expected[head].shape[1:]:
+    has, needs = ({name: tuple(value.shape) for name, value in state.items()} for state in (tensors, expected))
+    outputs = has.get(head, needs[head])
+    if outputs[0] != needs[head][0] and outputs[1:] == needs[head][1:]:
         raise ClassOrderError(
             f"{checkpoint.source} is a classifier of {outputs[0]} classes, {info.name} has {info.num_classes}.",
             suggest_fix(outputs[0], info),
         )
-    fact = _first_difference(tensors, expected, str(checkpoint.source), network)
-    if not fact:
+    first = min((name for name in {*has, *needs} if has.get(name) != needs.get(name)), default=None)
+    if first is None:
         return
+    shapes = f"{first} is {has.get(first, 'nothing')}, expected {needs.get(first, 'nothing')}"
+    fact = f"{checkpoint.source} does not fit {network}: {shapes}"
     if not set(expected) & without_counters(tensors):
-        first = ", ".join(sorted(tensors)[:3])
-        fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {first}"
+        called = ", ".join(sorted(tensors)[:3])
+        fact = f"{checkpoint.source} has none of the names of {network}: its tensors are called {called}"
     if better := _network_that_fits(checkpoint, network, info):
         raise BadValue(f"{fact}.", better)
-    raise _known_difference(tensors, expected, checkpoint.source, network) or BadValue(
+    raise _known_difference(has, needs, checkpoint.source, network) or BadValue(
         f"{fact}.",
         "name the network that it was trained as, and rename its tensors to that network's where they differ",
     )
 
 
 def _known_difference(
-    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: Path | str, network: str
+    has: Mapping[str, tuple[int, ...]], needs: Mapping[str, tuple[int, ...]], source: Path | str, network: str
 ) -> BadValue | None:
     """The error for names of another library, for further tensors, and for a first layer of other channels."""
-    names = without_counters(tensors)
+    names, required = without_counters(has), without_counters(needs)
     whose = next((whose for mark, whose in _FAMILIES.items() if any(mark in name for name in names)), None)
-    if whose and 2 * len(names & set(expected)) < len(expected):  # a last layer may be called the same
+    if whose and 2 * len(names & required) < len(needs):  # a last layer may be called the same
         first = ", ".join(sorted(names)[:2])
         return BadValue(f"{source} has the names of {whose} ({first}), not those of {network}.", _OTHER_NAMES)
-    shapes = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in names & set(expected)}
-    others = [name for name, (got, wanted) in shapes.items() if got != wanted]
-    if len(others) == 1 and names == without_counters(expected):
-        return _other_channels(others[0], *shapes[others[0]], source)
-    more = sorted(names - set(expected))
-    if not more or others or len(shapes) < len(without_counters(expected)):
+    others = [name for name in names & required if has[name] != needs[name]]
+    if len(others) == 1 and names == required:
+        return _other_channels(others[0], has[others[0]], needs[others[0]], source)
+    more = sorted(names - required)
+    if not more or others or not required <= names:
         return None
     listed = f"{', '.join(more[:5])}{', ...' if len(more) > 5 else ''}"
     return BadValue(
@@ -98,30 +100,17 @@ def _other_channels(name: str, got: tuple[int, ...], wanted: tuple[int, ...], so
     )
 
 
-def _first_difference(
-    tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], source: str, network: str
-) -> str:
-    for name in sorted(set(expected) | set(tensors)):
-        got, wanted = tensors.get(name), expected.get(name)
-        if got is None or wanted is None or got.shape != wanted.shape:
-            has = "nothing" if got is None else tuple(got.shape)
-            needs = "nothing" if wanted is None else tuple(wanted.shape)
-            return f"{source} does not fit {network}: {name} is {has}, expected {needs}"
-    return ""
-
-
 def _network_that_fits(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
     """The fix for weights of another network that RD3 has, or of this one for other images; else empty."""
-    fits = [name for name in NETWORKS.names() if _fits(checkpoint, name, info, info.resolution)]
-    if fits:
-        return f"name the network that they fit: --network {fits[0]}"
-    others = [side for side in network_info(network).resolutions if side != info.resolution]
-    sides = [side for side in others if _fits(checkpoint, network, info, side)]
-    if sides:
-        return (
-            f"use weights for {info.resolution} pixels, which {info.name} has: these are of {network} for {sides[0]} "
-            "pixels, whose first layers differ"
-        )
+    for name in NETWORKS.names():
+        if _fits(checkpoint, name, info, info.resolution):
+            return f"name the network that they fit: --network {name}"
+    for side in network_info(network).resolutions:
+        if side != info.resolution and _fits(checkpoint, network, info, side):
+            return (
+                f"use weights for {info.resolution} pixels, which {info.name} has: these are of {network} for {side} "
+                "pixels, whose first layers differ"
+            )
     return ""
 
 
