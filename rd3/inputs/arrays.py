@@ -190,7 +190,7 @@ def _channels_first(
 ) -> tuple[torch.Tensor, list[Note]]:
     """(N, 3, side, side) from the layouts whose axes are certain; raises :class:`BadValue` for others.
 
-    ``written``: how the user gets the array, for messages; ``axis``: where they have the channels.
+    ``written``: how the user gets the array, for messages; ``axis``: where that array has the channels.
     """
     shape = tuple(images.shape)
     if not shape or not len(images):

@@ -73,13 +73,13 @@ def _booleans() -> BadValue:
 
 def _by_name(names: Sequence[str], info: ClassList) -> list[int]:
     known = labels_by_name(names, info)
-    if all(name in known for name in names):
-        return [known[name] for name in names]
-    unknown = next(name for name in names if name not in known)
-    raise BadValue(
-        f"Label {unknown!r} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
-        "name classes by their id or name, or give class numbers",
-    )
+    for name in names:
+        if name not in known:
+            raise BadValue(
+                f"Label {name!r} is not a class of {info.name}, whose classes are {', '.join(info.class_ids[:3])} ...",
+                "name classes by their id or name, or give class numbers",
+            )
+    return [known[name] for name in names]
 
 
 def _shaped(labels: torch.Tensor, count: int) -> torch.Tensor:

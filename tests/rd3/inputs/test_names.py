@@ -69,6 +69,7 @@ KERAS = {"0": ["n01", "tench"], "1": ["n02", "goldfish"]}
         ([0.5], []),
         ({"a": 0.5}, []),
         ({"a": "b"}, []),
+        ({"a": "1" * 5000}, []),  # more digits than Python converts
         (None, []),
     ],
 )
