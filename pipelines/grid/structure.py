@@ -166,29 +166,26 @@ def check_structure(
 
     Returns their locations: a key, or a key and an item of its value that is wrong while the others can be used.
     """
-    wrong: set[Path] = set()
-    for error in _errors(model, data):
+    try:
+        model.model_validate(data)
+        return set()
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+    for error in errors:
         loc, kind = error["loc"], error["type"]
         place = ".".join([str(loc[0]), *["*"] * (len(loc) - 1)]) if loc else ""
         message, fix = sentences.get(f"{place} {kind}") or sentences[kind]
         facts = _facts(model, error) | {"owner": owner}
         path = loc[:-1] if kind == "missing" else loc
         document.problem(at(path), message.format(**facts), fix.format(**facts))
-        wrong.add(loc[:2])
-    return wrong
-
-
-def _errors(model: type[Structure], data: Any) -> Iterator[ErrorDetails]:
-    try:
-        model.model_validate(data)
-    except ValidationError as error:
-        yield from error.errors(include_url=False)
+    return {error["loc"][:2] for error in errors}
 
 
 def _facts(model: type[Structure], error: ErrorDetails) -> dict[str, Any]:
     """What the sentences say about an error."""
     value, key = error["input"], str(error["loc"][-1]) if error["loc"] else ""
-    choices = _choices(model, key)
+    kind = model.model_fields[key].annotation if key in model.model_fields else None
+    choices = list(get_args(kind)) if get_origin(kind) is Literal else []
     return error.get("ctx", {}) | {
         "input": value,
         "what": what(value),
@@ -197,12 +194,6 @@ def _facts(model: type[Structure], error: ErrorDetails) -> dict[str, Any]:
         "nearest": did_you_mean(str(value), choices) if choices else did_you_mean(key, list(model.model_fields)),
         "instead": f"`protocols: [{value}]`, or for individual fields " if isinstance(value, str) else "",
     }
-
-
-def _choices(model: type[Structure], key: str) -> list[str]:
-    """The values that a key may have, if they are listed."""
-    kind = model.model_fields[key].annotation if key in model.model_fields else None
-    return list(get_args(kind)) if get_origin(kind) is Literal else []
 
 
 def items_of(data: dict[str, Any], key: str, wrong: set[Path]) -> Iterator[tuple[Path, Any]]:

@@ -123,30 +123,24 @@ def _check_test(document: Located, test: dict[str, Any]) -> None:
 def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
     """The space, checked against the base protocol resolved for the set."""
     frame, chosen = next(iter(check.frames), None), next(iter(check.protocols.values()), None)
-    resolve = _any_protocol
     if frame is not None and chosen is not None and not check.document.problems:
-        resolve = partial(_fitting, check.catalog, chosen, frame, check.infos[str(frame.dataset)])
+        resolve = partial(_resolved, check.catalog, chosen, frame, check.infos[str(frame.dataset)])
+    else:  # any valid protocol, to check the space of a file whose own protocol is invalid
+        resolve = partial(_resolved, Catalog(), Chosen(name="rd3"), ANY_FRAME, None)
     size = frame.set_size if frame is not None else None
-    fixed = chosen.values if chosen is not None else {}
-    space = SpaceCheck(check, resolve, size, fixed)
+    space = SpaceCheck(check, resolve, size, chosen.values if chosen is not None else {})
     return space.dimensions(right.get("space", {}), right.get("sampler"), right.get("trials"))
 
 
-def _resolved(catalog: Catalog, chosen: Chosen, frame: Frame, moved: dict[str, Any]) -> EvalProtocol:
-    values = applicable_values(catalog.protocol(chosen.name), frame.case, merged(chosen.values, moved))
-    return catalog.evaluation(chosen.name, frame, values)
-
-
-def _fitting(catalog: Catalog, chosen: Chosen, frame: Frame, info: DatasetInfo, moved: dict[str, Any]) -> EvalProtocol:
-    """The protocol of a trial; raises also if it does not fit the dataset."""
-    found = _resolved(catalog, chosen, frame, moved)
-    found.require_fit(info.name, info.resolution, info.num_classes)
+def _resolved(
+    catalog: Catalog, chosen: Chosen, frame: Frame, info: DatasetInfo | None, point: dict[str, Any]
+) -> EvalProtocol:
+    """The protocol of a trial at a point; raises also if it does not fit the dataset, if one is given."""
+    values = applicable_values(catalog.protocol(chosen.name), frame.case, merged(chosen.values, point))
+    found = catalog.evaluation(chosen.name, frame, values)
+    if info is not None:
+        found.require_fit(info.name, info.resolution, info.num_classes)
     return found
-
-
-def _any_protocol(moved: dict[str, Any]) -> EvalProtocol:
-    """A valid protocol, to check the space of a file whose own protocol is invalid."""
-    return _resolved(Catalog(), Chosen(name="rd3"), ANY_FRAME, moved)
 
 
 def _preset_names(document: Located, name: str, check: PartCheck) -> None:

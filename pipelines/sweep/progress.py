@@ -58,8 +58,7 @@ class TrialView:
             self.bar.update(self.task, note=self.note())
             return
         took = duration(time.monotonic() - self.began)
-        self.out.write(printable(f"{self.label}: {self.done}/{self.total} trials, {self.note()} | {took}") + "\n")
-        self.out.flush()
+        self.say(f"{self.done}/{self.total} trials, {self.note()} | {took}")
 
 
 @contextlib.contextmanager

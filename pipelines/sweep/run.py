@@ -391,27 +391,26 @@ class SweepRun:
 
     def _test(self) -> None:
         """Write the winners as protocols, record their tests, and run those that are missing."""
-        bests: dict[str, FrozenTrial] = {}
+        won: list[tuple[Subject, FrozenTrial]] = []
         for subject in self.subjects:
             best = self.outcome.tunings[subject.label].best()
             if best is None:
                 reason = "no trial was completed, so there is no winner"
                 self.outcome.failed.append(("failed", reason, subject.label))
                 continue
-            bests[subject.label] = best
+            won.append((subject, best))
             preset = winner_preset(subject, best, self.sweep.trials)
             write_preset(preset, self.session.presets, self.sweep.name)
             self.outcome.winners[subject.label] = preset
-        won = [subject for subject in self.subjects if subject.label in self.outcome.winners]
         if not won:
             return
-        expansion = self._expanded(won)
+        expansion = self._expanded([subject for subject, _best in won])
         if not expansion.blocked:  # otherwise the keys of the tests are unknown
-            for subject in won:
-                self._retry(partial(record, subject, bests[subject.label], self._winner_test(subject), self.records))
+            for subject, best in won:
+                self._retry(partial(record, subject, best, self._winner_test(subject), self.records))
         plan = self._retry(partial(self._plan, expansion))
         self._run_plan(expansion, plan)
-        for subject in won:
+        for subject, _best in won:
             self._read_tests(subject)
 
     def _winner_test(self, subject: Subject) -> WinnerTest:
