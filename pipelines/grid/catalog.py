@@ -43,10 +43,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, info: DatasetInfo, ipc: int, student: str, teacher_network: str | None) -> Frame:
-        """For a student and a set of ``ipc`` images for each class of a dataset.
-
-        ``teacher_network``: that of the teacher that gives the labels, if any.
-        """
+        """For a student and a set; ``teacher_network``: that of the teacher that gives the labels, if any."""
         same = student == teacher_network
         return cls(info.factor, same, ipc * info.num_classes, student, info.name, info.num_classes, ipc)
 

@@ -155,16 +155,16 @@ def _facts_of_set(recipe: SetRecipe) -> dict[str, Fact]:
 
 
 def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Expansion:
-    """Cells and recipes of a grid by name or path, or given as the content of a file.
+    """Cells and recipes of a grid, resolved with the user's own datasets, teachers and protocols.
 
-    Resolved with the user's own datasets, teachers and protocols.  Raises as :func:`load_grid` and :func:`expand` do.
+    Takes what :func:`load_grid` takes, and raises as that and :func:`expand` do.
     """
     catalog = Catalog.of(session)
     return expand(load_grid(source, catalog), catalog)
 
 
 def expand(grid: Grid, catalog: Catalog) -> Expansion:
-    """Expand a grid into cells and recipes.
+    """Cells and recipes of a grid.
 
     Opens datasets for their fingerprints, without test splits for grids evaluated on validation images; recipes of
     datasets that cannot be opened are blocked.  Raises :class:`GridErrors` for mistakes that are found only here, and

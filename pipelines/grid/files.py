@@ -1,7 +1,6 @@
-"""Grid files: YAML descriptions of studies.
+"""Grid files, YAML descriptions of studies, read by name (built-in grids are in ``grids/``) or by path.
 
-A grid is a product of methods, datasets, IPC, students, protocols and seeds.  ``load_grid`` reads one by name (built-in
-grids are in ``grids/``) or by path, and reports all mistakes at once.  Datasets need not be on disk.
+All mistakes are reported at once.  Datasets need not be on disk.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
     """Load a grid by name or path, or from the content of a file; raises :class:`GridErrors` with all mistakes.
 
     ``NAME-small`` is the demonstration size of the grid ``NAME``, as is ``FILE-small.yaml`` of ``FILE.yaml``.  A figure
-    of ``OTHER_NAMES`` is the grid that runs it.
-    ``catalog``: the names it may refer to (default: the built-in ones).
+    of ``OTHER_NAMES`` is the grid that runs it.  ``catalog``: the names it may refer to (default: the built-in ones).
     """
     if isinstance(source, Mapping):
         return parse_grid(_as_text(source), "grid", catalog)

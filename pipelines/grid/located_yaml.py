@@ -169,10 +169,7 @@ def read_located(text: str, name: str = "", source: str = "", kind: str = "grid"
 
 
 def _decimal_comma(before: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
-    """The number with a decimal comma that YAML reads as a value and a key without one, as in ``{lr: 1,5e-3}``.
-
-    Empty for any other two entries.
-    """
+    """The number with a decimal comma that YAML reads as two entries, as in ``{lr: 1,5e-3}``; empty for other entries."""
     adjoining = key.start_mark.index == before.end_mark.index + 1
     text = f"{before.value},{key.value}"
     return text if adjoining and not value.value and _COMMA.fullmatch(text) else ""

@@ -206,7 +206,7 @@ def make_plan(
     priced: str = "",
     cache_logits_bytes: int = 0,
 ) -> Plan:
-    """Plan an expansion.
+    """The plan of an expansion.
 
     Recipes of cells (without a grid: recipes without children) are results: missing ones run.  All others (teachers,
     statistics, initial sets) are planned only if a recipe that runs needs them.  ``verify`` (raises DataMissing or

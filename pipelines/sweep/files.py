@@ -20,10 +20,7 @@ def shipped_sweeps() -> list[str]:
 
 
 def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
-    """Load a sweep by name or path; raises :class:`GridErrors` with all mistakes of the file.
-
-    ``catalog``: the names it may refer to (default: the built-in ones).
-    """
+    """Load a sweep, as :func:`pipelines.grid.files.load_grid` loads a grid."""
     return checked(check_sweep, read_named(str(source), _SWEEPS, "sweep"), catalog)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,7 +42,7 @@ from pipelines.sweep.winner import (
     winner_test,
     write_preset,
 )
-from pipelines.sweep.worker import Answer, Attempt, run_attempt, scratch_folder
+from pipelines.sweep.worker import Answer, Attempt, Score, run_attempt, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
 from rd3.evaluation.logits_folder import LogitsFolder
@@ -295,7 +295,7 @@ class SweepRun:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
-                    self._retry(partial(self.records.keep_score, key, asdict(score)))
+                    self._retry(partial(self.records.keep_score, key, score.model_dump()))
                 if answer.ended is None:
                     raise TrialFailed(f"Trial {number} of {subject.label} failed: {answer.failed}")
                 ends[number] = answer.ended
@@ -317,7 +317,7 @@ class SweepRun:
             pruning=subject.pruning,
             place=self.session,
             given=self._given(recipes),
-            known={key: score for key, score in known.items() if score is not None},
+            known={key: Score.model_validate(score) for key, score in known.items() if score is not None},
             gpu=watched(cluster_devices)[1] > 0,
             cached_logits=subject.cached_logits(recipes, self.cache_logits_bytes),
         )
@@ -355,7 +355,7 @@ class SweepRun:
                     now = time.monotonic()
                     if answer.away and now < give_up_at.setdefault(number, now + GIVE_UP_AFTER_S):
                         self._say(answer.failed)
-                        known = attempts[number].known | {key: asdict(score) for key, score in answer.scores.items()}
+                        known = attempts[number].known | answer.scores
                         attempts[number] = replace(attempts[number], known=known)  # evaluates what has no score yet
                         waiting.append((number, attempts[number]))
                     else:

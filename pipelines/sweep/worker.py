@@ -23,6 +23,7 @@ from rd3.errors import Diverged, RD3Error, Unavailable
 from rd3.evaluation.sharing import LogitsCache
 from rd3.recipe import EvaluationRecipe, Key, from_json
 from rd3.store import Entry
+from rd3.values import Frozen
 from tracking.ledger.retry import retry
 from tracking.place import Place
 from tracking.store import GivenStore
@@ -34,8 +35,7 @@ ANSWER_WITHIN_S = 15.0
 """Seconds for which a trial waits for a server by itself."""
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(Frozen):
     """The score of one evaluation; a stopped one has a partial curve."""
 
     curve: dict[int, float]
@@ -47,11 +47,6 @@ class Score:
     """Number of validation images."""
     wall_s: float = 0.0
     ran_precision: str = ""
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Score:
-        """From JSON, whose keys are strings."""
-        return cls(**{**plain, "curve": {int(epoch): value for epoch, value in plain["curve"].items()}})
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Attempt:
     place: Place
     given: list[dict[str, Any]]
     """Ledger entries of the set and the teachers."""
-    known: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    known: dict[Key, Score] = field(default_factory=dict)
     """Scores of these evaluations from an earlier trial or driver."""
     gpu: bool = False
     cached_logits: dict[Key, LogitsCache] = field(default_factory=dict)
@@ -142,14 +137,13 @@ def _evaluation(text: str) -> EvaluationRecipe:
     return recipe
 
 
-def _replayed(known: dict[str, Any] | None, contest: Contest | None) -> tuple[Score | None, bool]:
+def _replayed(known: Score | None, contest: Contest | None) -> tuple[Score | None, bool]:
     """(known score, pruned), with its curve replayed for the pruner; None if the known score is incomplete."""
     if known is None:
         return None, False
-    score = Score.from_plain(known)
-    if contest is not None and any(contest.report(*step) for step in sorted(score.curve.items())):
-        return score, True
-    return (score if score.diverged or score.top1_pct is not None else None), False
+    if contest is not None and any(contest.report(*step) for step in sorted(known.curve.items())):
+        return known, True
+    return (known if known.diverged or known.top1_pct is not None else None), False
 
 
 def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
@@ -173,13 +167,13 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
                 raise
             result = _performed(attempt, recipe, out, tested)  # with files that are verified or fetched again
     except _Stop:
-        return Score(curve, wall_s=time.perf_counter() - began), True
+        return Score(curve=curve, wall_s=time.perf_counter() - began), True
     except Diverged as error:
-        return Score(curve, diverged=error.message, wall_s=time.perf_counter() - began), False
+        return Score(curve=curve, diverged=error.message, wall_s=time.perf_counter() - began), False
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    wall_s, ran = time.perf_counter() - began, result["ran_precision"]
-    return Score(curve, result["top1_pct"], tested=result["tested"], wall_s=wall_s, ran_precision=ran), False
+    measured = {name: result[name] for name in ("top1_pct", "tested", "ran_precision")}
+    return Score(curve=curve, wall_s=time.perf_counter() - began, **measured), False
 
 
 def _performed(

@@ -146,7 +146,7 @@ class TasksOfThisProcess:
 
 
 def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep, monkeypatch, capsys):
-    score = Score({4: 20.0}, 30.0)
+    score = Score(curve={4: 20.0}, top1_pct=30.0)
     away = Answer(None, {"k": score}, "MLflow does not respond.", away=True)
     tasks = TasksOfThisProcess([away, away, Answer(None, {}, "done")])
     tasks.exceptions = SimpleNamespace(RayError=KeyError)
@@ -156,7 +156,7 @@ def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep,
     assert [*sweep._answers({7: attempt}, [])] == [(7, tasks.answers[2])]
     assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: MLflow does not respond.\n"
     assert [set(one.known) for one in tasks.given] == [set(), {"k"}, {"k"}]
-    assert Score.from_plain(tasks.given[2].known["k"]) == score
+    assert tasks.given[2].known["k"] == score
 
 
 def test_why_a_trial_has_no_answer(monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -143,20 +143,20 @@ def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
 
 def test_what_is_known_is_not_trained_again(trained, attempt):
     first = judge(attempt, [])
-    known = {key: asdict(score) for key, score in first.scores.items()}
+    known = first.scores
     again = judge(replace(attempt, known=known), [])
     assert again.ended == first.ended
     assert trained.keys == [FIRST.key, SECOND.key]
 
 
 def test_a_known_score_is_pruned_where_it_would_have_been(trained, attempt, pruned_at_8):
-    known = {key: asdict(score) for key, score in judge(attempt, []).scores.items()}
+    known = judge(attempt, []).scores
     fresh, replayed = judge(pruned_at_8, []), judge(replace(pruned_at_8, known=known), [])
     assert replayed.ended == fresh.ended
 
 
 def test_a_score_that_was_stopped_is_trained_where_it_would_go_on(trained, attempt, pruned_at_8):
-    known = {key: asdict(score) for key, score in judge(pruned_at_8, []).scores.items()}
+    known = judge(pruned_at_8, []).scores
     trained.keys.clear()
     assert judge(replace(attempt, known=known), []).ended.top1_pct == 65.0
     assert trained.keys == [FIRST.key, SECOND.key]
@@ -166,7 +166,7 @@ def test_divergence_is_a_poor_trial_and_not_a_failure(trained, attempt):
     trained.error = Diverged("The loss is nan in epoch 9.")
     answer = judge(attempt, [])
     assert (answer.ended.state, answer.ended.facts["stopped"]) == ("PRUNED", "The loss is nan in epoch 9.")
-    trained.error, known = None, {key: asdict(score) for key, score in answer.scores.items()}
+    trained.error, known = None, answer.scores
     assert judge(replace(attempt, known=known), []).ended == answer.ended
     assert trained.keys == [FIRST.key]
 
@@ -193,6 +193,6 @@ def test_anything_else_is_a_failure_with_its_reason(trained, attempt, error):
 
 
 def test_a_score_survives_json():
-    score = Score({4: 1.5}, 2.5, tested=3, wall_s=0.1)
-    plain = {**asdict(score), "curve": {"4": 1.5}}
-    assert Score.from_plain(plain) == score
+    score = Score(curve={4: 1.5}, top1_pct=2.5, tested=3, wall_s=0.1)
+    plain = {**score.model_dump(), "curve": {"4": 1.5}}
+    assert Score.model_validate(plain) == score
