@@ -134,9 +134,13 @@ class Expansion:
             if teacher.recipe.key == of_teacher:
                 return {"dataset": teacher.dataset, "teacher": teacher.role, "network": teacher.recipe.network}
         cell = self._cells_by_key.get(key)
-        if cell is None:
-            return _facts_of_set(recipe) if isinstance(recipe, SetRecipe) else {"dataset": recipe.data.name}
-        return cell_facts(dict(cell), of_set=isinstance(recipe, SetRecipe))
+        if cell is not None:
+            return cell_facts(dict(cell), of_set=isinstance(recipe, SetRecipe))
+        if not isinstance(recipe, SetRecipe):
+            return {"dataset": recipe.data.name}
+        # An initial set of another, or one generated without a grid.
+        facts: dict[str, Fact] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
+        return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
 def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
@@ -146,12 +150,6 @@ def _label(recipe: Recipe, named: Mapping[Key, Teacher]) -> str:
     if isinstance(recipe, SetRecipe) and not recipe.imported:
         return f"{recipe.method} {recipe.data.name} ipc{recipe.ipc} seed{recipe.set_seed}"
     return recipe.label()
-
-
-def _facts_of_set(recipe: SetRecipe) -> dict[str, Fact]:
-    """Facts of a set without a cell: an initial set of another, or one generated without a grid."""
-    facts: dict[str, Fact] = {"method": recipe.method, "dataset": recipe.data.name, "ipc": recipe.ipc}
-    return facts if recipe.set_seed is None else facts | {"set_seed": recipe.set_seed}
 
 
 def expanded(source: str | FilePath | Mapping[str, Any], session: Session) -> Expansion:

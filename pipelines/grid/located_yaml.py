@@ -146,7 +146,6 @@ _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
 def read_located(text: str, name: str = "", source: str = "", kind: str = "grid") -> Located:
     """Read one YAML document; a syntax error is added to its problems."""
     found = Located(text, name, source, kind)
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -162,14 +161,11 @@ def read_located(text: str, name: str = "", source: str = "", kind: str = "grid"
         found.problems.append(Problem("the file", f"Invalid YAML: {str(error).splitlines()[0]}."))
     except RecursionError:
         found.problems.append(Problem("the file", "Invalid YAML: values are nested too deeply."))
-    finally:
-        if loader is not None:
-            loader.dispose()
     return found
 
 
 def _decimal_comma(before: yaml.Node, key: yaml.Node, value: yaml.Node) -> str:
-    """The number with a decimal comma that YAML reads as two entries, as in ``{lr: 1,5e-3}``; empty for other entries."""
+    """The number with a decimal comma that YAML reads as two entries, as in ``{lr: 1,5e-3}``; empty for others."""
     adjoining = key.start_mark.index == before.end_mark.index + 1
     text = f"{before.value},{key.value}"
     return text if adjoining and not value.value and _COMMA.fullmatch(text) else ""

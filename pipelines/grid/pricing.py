@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rd3.errors import UnknownName
-from rd3.hardware import Hardware, hardware, torch_version
+from rd3.hardware import hardware, torch_version
 from rd3.planning.calibration import Calibration
 from rd3.planning.cost import Rates, shipped_rates
 from tracking.ledger import calibrations
 from tracking.ledger.object_store import ObjectStore
-
-_DEVICES = ("cpu", "cuda")
 
 
 class Pricing(NamedTuple):
@@ -30,7 +28,7 @@ def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
     ``device``: ``cpu``, ``cuda``, or the name (or a prefix of one name) of another calibrated device.  Raises
     :class:`UnknownName` for a name without a calibration.
     """
-    if device is not None and device not in _DEVICES:
+    if device is not None and device not in ("cpu", "cuda"):
         return _named(objects, device)
     here, torch = hardware(device), torch_version()
     found = calibrations.find(objects, here.name, torch)
@@ -59,15 +57,10 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
         )
     torch = torch_version()
     chosen = next((one for one in found if one.torch == torch), found[0])
-    here = next((one for one in map(_here, _DEVICES) if one is not None and one.name == chosen.device), None)
+    here = next((one for one in (hardware("cpu"), hardware()) if one.name == chosen.device), None)
     elsewhere = "" if here else ", which this machine does not have"
     other = "" if chosen.torch == torch else f"; torch here is {torch}"
     return Pricing(chosen.rates, here.count if here else 1, f"{_source(chosen)}{elsewhere}{other}")
-
-
-def _here(kind: str) -> Hardware | None:
-    found = hardware("cpu" if kind == "cpu" else None)
-    return found if found.kind == kind else None
 
 
 def _source(found: Calibration) -> str:

@@ -128,11 +128,10 @@ def _moved(subject: Subject, best: FrozenTrial) -> list[dict[str, str]]:
 
 
 def _base(subject: Subject, ledger: Ledger) -> str:
-    looked_up = (ledger.find("evaluation", recipe.key) for recipe in subject.bases)
-    entries = [entry for entry in looked_up if entry is not None]
+    entries = ledger.find_many("evaluation", [recipe.key for recipe in subject.bases])
     if len(entries) < len(subject.bases):
         return "not run yet"
-    return f"{mean([entry.result['top1_pct'] for entry in entries]):.2f}"
+    return f"{mean([entry.result['top1_pct'] for entry in entries.values()]):.2f}"
 
 
 def _trial(trial: FrozenTrial) -> dict[str, str]:

@@ -231,7 +231,7 @@ def record(subject: Subject, best: FrozenTrial, test: WinnerTest, records: Sweep
 def recorded_tests(
     current: WinnerTest, records: SweepRecords, find: Callable[[str, Key], Entry | None]
 ) -> list[Tested]:
-    """Every recorded test for the target of the current one, with its result, but those with labels of other teachers."""
+    """Every recorded test of the target, with its result, but those with labels of other teachers."""
     found = []
     for test in records.tests(current.target):
         named = test.get("teachers")  # early records lack them: each is listed under every teacher

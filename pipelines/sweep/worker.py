@@ -179,23 +179,15 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
 def _performed(
     attempt: Attempt, recipe: EvaluationRecipe, out: Path, tested: Callable[[int, float], None]
 ) -> dict[str, Any]:
-    """The result of an evaluation."""
+    """The result of an evaluation, whose dataset and inputs are brought to this machine and verified."""
     from rd3.perform import perform
 
-    roots, device = attempt.place.roots, "cuda" if attempt.gpu else "cpu"
-    cached = attempt.cached_logits.get(recipe.key)
-    return perform(
-        recipe, _inputs(attempt, recipe), roots, out, device=device, tested=tested, cached_logits=cached
-    ).result
-
-
-def _inputs(attempt: Attempt, recipe: EvaluationRecipe) -> GivenStore:
-    """A store with the verified files of what an evaluation is made from, whose dataset is on this machine."""
-    _retry(partial(ensure_data, attempt.place, recipe.data))
-    store = GivenStore(attempt.place, [Entry.model_validate(entry) for entry in attempt.given])
+    place, device, cached = attempt.place, "cuda" if attempt.gpu else "cpu", attempt.cached_logits.get(recipe.key)
+    _retry(partial(ensure_data, place, recipe.data))
+    store = GivenStore(place, [Entry.model_validate(entry) for entry in attempt.given])
     for kind, key in recipe.parents():  # into the cache that the training reads
         _retry(partial(store.fetch, kind, key))
-    return store
+    return perform(recipe, store, place.roots, out, device=device, tested=tested, cached_logits=cached).result
 
 
 def _retry(ask: Callable[[], object]) -> None:

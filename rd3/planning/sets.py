@@ -32,10 +32,6 @@ KnownSet = Callable[[str], SetRecipe | None]
 """Maps a key, or its first digits, to the recipe of that set in the ledger; None if there is none."""
 
 
-def no_known_set(_key: str) -> None:
-    """A ``known_set`` without any sets."""
-
-
 def no_backbone(role: str) -> BackboneRecipe:
     """A ``backbone_of`` without any backbones."""
     raise Unsupported(f"no diffusion backbone {role} is at hand")
@@ -93,7 +89,7 @@ def plan_set(
     teacher: str,
     teacher_of: TeacherOf,
     backbone_of: BackboneOf = no_backbone,
-    known_set: KnownSet = no_known_set,
+    known_set: KnownSet = lambda _key: None,
     settings_of: SettingsOf = resolve_settings,
 ) -> PlannedSet:
     """Resolve settings and parents of a set; ``teacher`` is the role that the grid names.
@@ -115,7 +111,8 @@ def plan_set(
     ]
     dynamics = tuple(_recorded(recording, teacher_of(recording.role), about) for recording in needs.dynamics)
     backbones = tuple(backbone_of(role) for role in needs.backbones)
-    derived = tuple(_derived(*pair, about) for pair in zip(needs.derived, backbones, strict=False))
+    pairs = zip(needs.derived, backbones, strict=False)
+    derived = tuple(_derived(derive, backbone, about) for derive, backbone in pairs)
     check_start(needs.init, info, ipc, settings_of)
     init: PlannedSet | SetRecipe | None = None
     if needs.init in METHODS.names():  # a set that is generated first
@@ -161,7 +158,7 @@ def _of_this_class_list(teacher: TeacherRecipe, role: str, info: DatasetInfo) ->
     return teacher
 
 
-def check_start(start: str, info: DatasetInfo, ipc: int, settings_of: SettingsOf = resolve_settings) -> None:
+def check_start(start: str, info: DatasetInfo, ipc: int, settings_of: SettingsOf) -> None:
     """Raise unless ``start`` is noise, a method that itself needs no initial set, or the beginning of a key."""
     if start in METHODS.names():
         needs = METHODS.get(start)().needs(info, settings_of(start, info, ipc, {}), "")

@@ -13,7 +13,7 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError, UnknownName, Unsupported
 from rd3.layer_statistics import LayerStatistics
 from rd3.methods import METHODS, Method
-from rd3.planning.sets import KnownSet, PlannedSet, largest_sets, no_known_set, plan_set
+from rd3.planning.sets import KnownSet, PlannedSet, largest_sets, plan_set
 from rd3.recipe import Data, SetRecipe, TeacherRecipe, from_json, to_json
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SetOnDisk, SyntheticSet
@@ -35,7 +35,9 @@ def teacher_of(role: str, info: DatasetInfo = TOY.info) -> TeacherRecipe:
     )
 
 
-def planned(method: str, ipc: int = 2, known: KnownSet = no_known_set, data: Data = DATA, **values: Any) -> PlannedSet:
+def planned(
+    method: str, ipc: int = 2, known: KnownSet = lambda _key: None, data: Data = DATA, **values: Any
+) -> PlannedSet:
     return plan_set(method, TOY.info, data, ipc, values, teacher="teacher", teacher_of=teacher_of, known_set=known)
 
 
