@@ -93,7 +93,6 @@ class Catalog:
 
     @classmethod
     def of(cls, session: Session) -> Catalog:
-        """The catalog of a session."""
         return cls(session.roots, presets=session.presets, ledger=session.ledger)
 
     def with_protocols(self, protocols: Mapping[str, Preset]) -> Catalog:

@@ -211,10 +211,8 @@ class PartCheck:
     split: SourceSplit
     """The images that sets are generated from."""
     at: At = as_is
-    takes_sets: bool = True
-    """Whether imported sets can stand in place of a method's."""
-    takes_unsupported: bool = True
-    """Whether there are cells to say that a loss is unsupported; else it is a mistake."""
+    of_sweep: bool = False
+    """A sweep takes no imported sets, and has no cells that would say that a loss is unsupported."""
 
     def fields(self) -> dict[str, Any]:
         """Check everything; returns the fields of the :class:`Part`."""
@@ -289,7 +287,7 @@ class PartCheck:
         if SETS not in values:
             _check_method(name, values)
             return Chosen(name=name, values=values)
-        if not self.takes_sets:
+        if self.of_sweep:
             raise BadValue(
                 "A sweep takes no imported sets, which may have been made from the validation images.",
                 "sweep with a method, and evaluate imported sets under the winner: `protocols: [WINNER]` in a grid",
@@ -439,7 +437,7 @@ class PartCheck:
 
     def _supported(self, values: dict[str, Any]) -> dict[str, Any]:
         """``values`` without a loss that the cells will say to be unsupported."""
-        without = self.takes_unsupported and unsupported_loss(values)
+        without = not self.of_sweep and unsupported_loss(values)
         return {name: value for name, value in values.items() if not (without and name == "loss")}
 
     def _check_paper(self) -> None:

@@ -146,17 +146,13 @@ def read_named(source: str, shipped: Traversable, kind: str) -> Located:
     except OSError as error:
         raise GridErrors(source, [Problem("the file", f"Cannot be read ({error}).")], kind) from None
     document = read_located(text, path.stem, source, kind)
-    other = _other_kind(document)
-    if other is not None:
-        raise BadValue(f"{source} is a {other}, not a {kind}.", f"use `rd3 {_COMMANDS[other]} {source}`")
+    keys = set(document.data) if isinstance(document.data, dict) else set()
+    kinds = [kind for kind, own in _OWN_KEYS.items() if keys & own]
+    if kinds and kind not in kinds:
+        command = "run" if kinds == ["grid"] else "sweep"
+        raise BadValue(f"{source} is a {kinds[0]}, not a {kind}.", f"use `rd3 {command} {source}`")
     return document
 
 
-_COMMANDS = {"grid": "run", "sweep": "sweep"}
-
-
-def _other_kind(document: Located) -> str | None:
-    """The kind that a document has by its distinctive keys, if it is not the one that was asked for; else None."""
-    keys = set(document.data) if isinstance(document.data, dict) else set()
-    kinds = [kind for kind, own in (("grid", {"datasets"}), ("sweep", {"space", "trials"})) if keys & own]
-    return kinds[0] if kinds and document.kind not in kinds else None
+_OWN_KEYS = {"grid": {"datasets"}, "sweep": {"space", "trials"}}
+"""Keys that a file of the other kind does not have."""

@@ -63,7 +63,6 @@ class Plan:
     rerun_for_weights: frozenset[Key] = frozenset()
     """Evaluations with a result that run again because it was stored without the weights of their student."""
     cells: int = 0
-    """Number of cells of the grid."""
     flops: float = 0.0
     """Floating-point operations of all recipes that run."""
     slots: int = 1
@@ -119,7 +118,6 @@ class Plan:
         return {status: found[status] for status in STATUSES}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
         return {
             "grid": self.grid,
             "cells": self.cells,

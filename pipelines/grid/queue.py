@@ -46,7 +46,6 @@ SCHEDULING: dict[str, Scheduling] = {
 
 
 def scheduling(kind: str) -> Scheduling:
-    """How recipes of a kind are scheduled."""
     return SCHEDULING.get(kind, Scheduling())
 
 

@@ -85,10 +85,7 @@ def check_sweep(document: Located, catalog: Catalog) -> Sweep | None:
     right = {key: value for key, value in data.items() if key not in {path[0] for path in wrong}}
     test = right.get("test", {})
     _check_test(document, test)
-    # No imported sets: those may be made from validation images.  No unsupported losses: no cell would say why.
-    check = PartCheck(
-        document, _as_part(data, right), wrong, catalog, "fit", _at, takes_sets=False, takes_unsupported=False
-    )
+    check = PartCheck(document, _as_part(data, right), wrong, catalog, "fit", _at, of_sweep=True)
     part = check.fields()
     space = _space(check, right)
     _preset_names(document, data["name"], check)

@@ -27,12 +27,9 @@ def draw(tuning: Tuning, kind: str = "svg") -> dict[str, bytes]:
 
     matplotlib.use("agg")
     quiet_optuna()
-    found = {}
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")
-        for name, axes in _axes(tuning).items():
-            found[name] = _picture(axes, kind, f"{name}-{tuning.name}")
-    return found
+        return {name: _picture(axes, kind, f"{name}-{tuning.name}") for name, axes in _axes(tuning).items()}
 
 
 def _axes(tuning: Tuning) -> dict[str, Axes]:

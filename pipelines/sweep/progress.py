@@ -63,7 +63,6 @@ class TrialView:
 
 @contextlib.contextmanager
 def open_trial_view(label: str, tuning: Tuning, out: TextIO) -> Iterator[TrialView]:
-    """The view for ``out``."""
     console = PlainConsole(file=out)
     if not console.is_terminal:
         yield TrialView(label, tuning, out, None)

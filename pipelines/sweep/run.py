@@ -70,8 +70,6 @@ SLOW_S = 20.0
 
 @dataclass
 class SweepOutcome:
-    """The outcome of a sweep."""
-
     subjects: list[Subject]
     tunings: dict[str, Tuning] = field(default_factory=dict)
     """Method label to study."""
@@ -454,8 +452,7 @@ def _answer(reference: Any) -> Answer:
     except ray.exceptions.RayTaskError as error:  # before the trial began, as on a node with another version of RD3
         return Answer(None, {}, error_line(error))
     except ray.exceptions.RayError as error:
-        reason = f"its process died {RETRIES + 1} times ({type(error).__name__})"
-        return Answer(None, {}, reason)
+        return Answer(None, {}, f"its process died {RETRIES + 1} times ({type(error).__name__})")
 
 
 def joined(expansions: list[Expansion], sweep: Sweep) -> Expansion:

@@ -47,8 +47,6 @@ class RangeStructure(Structure):
 
 
 class IntegerRangeStructure(RangeStructure):
-    """The keys of a range of integers."""
-
     step: Annotated[int, Field(gt=0)] | None = None
 
 

@@ -16,11 +16,11 @@ from pipelines import Workspace
 from pipelines.byhand import evaluations_of
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.located_yaml import GridErrors
-from pipelines.sweep.files import parse_sweep
 from rd3.errors import BadValue
 from rd3.recipe import SetRecipe, TeacherRecipe
 from rd3.store import Entry
 from rd3.synthetic_set import import_tensors
+from tests.pipelines.sweep_text import parse_sweep
 
 HARD = {"rd3-reduced": {"labels": "hard", "epochs": 1}}
 GRID: dict[str, Any] = {

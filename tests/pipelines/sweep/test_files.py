@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.located_yaml import GridErrors
-from pipelines.sweep.files import load_sweep, parse_sweep, shipped_sweeps
+from pipelines.sweep.files import load_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
 from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
@@ -16,6 +16,7 @@ from rd3.losses import LOSSES
 from rd3.preset_rules import Case
 from rd3.protocol import Preset, applicable_values, presets, resolve_protocol
 from rd3.values import Frozen
+from tests.pipelines.sweep_text import parse_sweep
 
 FILE = """
 name: mine

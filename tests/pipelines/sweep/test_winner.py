@@ -19,7 +19,7 @@ from pipelines.grid.expand import expand
 from pipelines.grid.located_yaml import GridErrors
 from pipelines.grid.values import Chosen
 from pipelines.settings import Session
-from pipelines.sweep.files import load_sweep, parse_sweep
+from pipelines.sweep.files import load_sweep
 from pipelines.sweep.page import fairness, page_of
 from pipelines.sweep.run import SweepOutcome, SweepRun, joined
 from pipelines.sweep.study import Ended, Tuning
@@ -39,6 +39,7 @@ from rd3.errors import BadValue
 from rd3.preset_rules import Case, Rule
 from rd3.protocol import Preset, preset, preset_reader, reductions, resolve_protocol
 from rd3.recipe import EvaluationRecipe
+from tests.pipelines.sweep_text import parse_sweep
 from tracking.ledger.ledger import Ledger
 from tracking.ledger.object_store import open_objects
 from tracking.report.sweep_report import write_sweep_report
