@@ -245,33 +245,33 @@ class PartCheck:
     @cached_property
     def infos(self) -> dict[str, DatasetInfo]:
         """Facts of the known datasets."""
-        return self._found("datasets", partial(self.catalog.dataset, split=self.split))
+        return self._known_items("datasets", partial(self.catalog.dataset, split=self.split))
 
     @cached_property
     def students(self) -> list[str]:
         """The known students; none: each teacher's network."""
-        return list(self._found("students", network_info))
+        return list(self._known_items("students", network_info))
 
     @cached_property
     def methods(self) -> dict[Path, Chosen]:
         """The known methods and names of imported sets, by the location of their values."""
-        return self._chosen("methods", self._method_or_sets)
+        return self._known_choices("methods", self._method_or_sets)
 
     @cached_property
     def protocols(self) -> dict[Path, Chosen]:
         """The known protocols, by the location of their values."""
         if "protocols" not in self.data:
             return {("protocols", place): each for place, each in enumerate(Part.model_fields["protocols"].default)}
-        return self._chosen("protocols", self._protocol)
+        return self._known_choices("protocols", self._protocol)
 
-    def _found(self, key: str, look_up: Callable[[str], T]) -> dict[str, T]:
+    def _known_items(self, key: str, look_up: Callable[[str], T]) -> dict[str, T]:
         found = {}
         for path, name in self.items(key):
             with self.noting(path):
                 found[name] = look_up(name)
         return found
 
-    def _chosen(self, key: str, look_up: Callable[[Path, str, dict[str, Any]], Chosen]) -> dict[Path, Chosen]:
+    def _known_choices(self, key: str, look_up: Callable[[Path, str, dict[str, Any]], Chosen]) -> dict[Path, Chosen]:
         found = {}
         for path, item in self.items(key):
             [(name, values)] = item.items() if isinstance(item, dict) else [(item, {})]

@@ -36,7 +36,7 @@ def pricing(objects: ObjectStore, device: str | None = None) -> Pricing:
         return Pricing(found.rates, here.count, _source(found))
     rates = shipped_rates(here.kind, here.bf16)
     others = [one for one in calibrations.known(objects) if (one.device, one.torch) != (here.name, torch)]
-    unused = f"; not used: {_several(others)}, for another device or torch version" if others else ""
+    unused = f"; not used: {_listed(others)}, for another device or torch version" if others else ""
     source = (
         f"built-in rates of {rates.name}, accurate to a factor of {rates.spread:g}: the ledger has no "
         f"calibration of {here.name} with torch {torch}; run `rd3 calibrate` (20 s){unused}"
@@ -50,7 +50,7 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
     found = whole or [one for one in known if one.device.lower().startswith(name.lower())]
     if len({one.device for one in found}) != 1:
         what = f"{len(found)} calibrations of devices that start" if found else "no calibration of a device that starts"
-        there = f"it has {_several(found or known)}" if known else "it has none"
+        there = f"it has {_listed(found or known)}" if known else "it has none"
         raise UnknownName(
             f"The ledger {objects.root} has {what} with {name!r}; {there}.",
             f"{'choose one of these, or ' if known else ''}run `rd3 calibrate` on that machine with this ledger",
@@ -64,12 +64,13 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
 
 
 def _source(found: Calibration) -> str:
-    return f"calibration of {_one(found)}, {found.measured_at[:10]}"
+    return f"calibration of {_device_and_torch(found)}, {found.measured_at[:10]}"
 
 
-def _one(calibration: Calibration) -> str:
+def _device_and_torch(calibration: Calibration) -> str:
     return f"{calibration.device} with torch {calibration.torch}"
 
 
-def _several(found: list[Calibration], most: int = 3) -> str:
-    return " and ".join(_one(one) for one in found[:most]) + (f" and {len(found) - most} more" if found[most:] else "")
+def _listed(found: list[Calibration]) -> str:
+    more = f" and {len(found) - 3} more" if found[3:] else ""
+    return " and ".join(map(_device_and_torch, found[:3])) + more

@@ -98,7 +98,7 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
         study=subject.study,
         state=f"{len(trials)} of {subject.sweep.trials} trials" + (f": {shown}" if shown else ""),
         preset=subject.winner_name if winner is not None else "",
-        winner=_moved(subject, winner) if winner is not None else [],
+        winner=_tuned_fields(subject, winner) if winner is not None else [],
         validation={
             "winner": f"{best.value:.2f} (trial {best.number})" if best else "",
             "base": _base(subject, ledger),
@@ -120,11 +120,11 @@ def _section(subject: Subject, outcome: SweepOutcome, ledger: Ledger) -> MethodS
     )
 
 
-def _moved(subject: Subject, best: FrozenTrial) -> list[dict[str, str]]:
+def _tuned_fields(subject: Subject, best: FrozenTrial) -> list[dict[str, str]]:
     base, winner = subject.protocol({}), subject.protocol(best.params)
-    moved = [one.field for one in subject.sweep.space]
-    moved += ["loss"] if "labels" in moved and "loss" not in moved else []
-    return [{"field": name, "base": _value(base.value(name)), "winner": _value(winner.value(name))} for name in moved]
+    tuned = [one.field for one in subject.sweep.space]
+    tuned += ["loss"] if "labels" in tuned and "loss" not in tuned else []
+    return [{"field": name, "base": _value(base.value(name)), "winner": _value(winner.value(name))} for name in tuned]
 
 
 def _base(subject: Subject, ledger: Ledger) -> str:

@@ -42,7 +42,7 @@ from pipelines.sweep.winner import (
     winner_test,
     write_preset,
 )
-from pipelines.sweep.worker import Answer, Attempt, Score, run_attempt, scratch_folder
+from pipelines.sweep.worker import Answer, Score, TrialInput, run_sweep_trial, scratch_folder
 from pipelines.terminal import printable
 from rd3.errors import RD3Error, Unavailable
 from rd3.evaluation.logits_folder import LogitsFolder
@@ -286,10 +286,10 @@ class SweepRun:
     def _batch(self, subject: Subject, tuning: Tuning, batch: dict[int, dict[str, Any]], view: TrialView) -> None:
         """Run all trials of a batch, then write them to the study together."""
         before = tuning.before(min(batch))
-        attempts = {number: self._attempt(subject, number, point) for number, point in batch.items()}
+        inputs = {number: self._trial_input(subject, number, point) for number, point in batch.items()}
         began = dict.fromkeys(batch, datetime.now())
         ends: dict[int, Ended] = {}
-        with contextlib.closing(self._answers(attempts, before)) as coming:
+        with contextlib.closing(self._answers(inputs, before)) as coming:
             for number, answer in coming:
                 self.check_lease()
                 for key, score in answer.scores.items():
@@ -304,10 +304,10 @@ class SweepRun:
                 self._log(subject, tuning.trials()[number])
         view.batch_ended()
 
-    def _attempt(self, subject: Subject, number: int, point: dict[str, Any]) -> Attempt:
+    def _trial_input(self, subject: Subject, number: int, point: dict[str, Any]) -> TrialInput:
         recipes = subject.evaluations(point)
         known = {recipe.key: self._retry(partial(self.records.score, recipe.key)) for recipe in recipes}
-        return Attempt(
+        return TrialInput(
             sweep=self._lease,
             study=subject.study,
             number=number,
@@ -327,23 +327,23 @@ class SweepRun:
         return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
     def _answers(
-        self, attempts: dict[int, Attempt], before: list[FrozenTrial]
+        self, inputs: dict[int, TrialInput], before: list[FrozenTrial]
     ) -> Generator[tuple[int, Answer], None, None]:
         """(number, answer) of each trial as it ends; a signal stops all trials."""
         import ray
 
         gpus = self.gpu_share if watched(cluster_devices)[1] > 0 else 0.0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_attempt)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(run_sweep_trial)
         shared: ray.ObjectRef[Sequence[FrozenTrial]] = watched(lambda: ray.put(before))
-        waiting = list(attempts.items())
+        waiting = list(inputs.items())
         give_up_at: dict[int, float] = {}
         running: dict[Any, int] = {}
         self.interrupts.deferred = True
         try:
             while waiting or running:
-                while waiting and len(running) < (self.concurrent or len(attempts)):
-                    number, attempt = waiting.pop(0)
-                    running[watched(partial(task.remote, attempt, shared))] = number
+                while waiting and len(running) < (self.concurrent or len(inputs)):
+                    number, trial = waiting.pop(0)
+                    running[watched(partial(task.remote, trial, shared))] = number
                 done, _rest = watched(partial(ray.wait, list(running), timeout=_POLL_EVERY_S))
                 if self.interrupts.name:
                     raise KeyboardInterrupt
@@ -353,9 +353,9 @@ class SweepRun:
                     now = time.monotonic()
                     if answer.away and now < give_up_at.setdefault(number, now + GIVE_UP_AFTER_S):
                         self._say(answer.failed)
-                        known = attempts[number].known | answer.scores
-                        attempts[number] = replace(attempts[number], known=known)  # evaluates what has no score yet
-                        waiting.append((number, attempts[number]))
+                        known = inputs[number].known | answer.scores
+                        inputs[number] = replace(inputs[number], known=known)  # evaluates what has no score yet
+                        waiting.append((number, inputs[number]))
                     else:
                         yield number, answer
         finally:

@@ -111,7 +111,7 @@ class Pruning:
     """Epochs of the longest trial."""
 
 
-class Contest:
+class RunningTrial:
     """A running trial, compared with the finished batches before its own (``before``, trials 0, 1, 2 ...)."""
 
     def __init__(self, study_name: str, number: int, before: Sequence[FrozenTrial], pruning: Pruning):

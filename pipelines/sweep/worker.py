@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.engine.parents import UNREADABLE
-from pipelines.sweep.study import Contest, Ended, Pruning
+from pipelines.sweep.study import Ended, Pruning, RunningTrial
 from pipelines.transfer.datasets import ensure_data
 from rd3.errors import Diverged, RD3Error, Unavailable
 from rd3.evaluation.sharing import LogitsCache
@@ -50,7 +50,7 @@ class Score(Frozen):
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrialInput:
     """Input of one trial in a worker: plain data, without the earlier trials."""
 
     sweep: str
@@ -86,34 +86,34 @@ class _Stop(Exception):
     """Raised in a callback to stop the training."""
 
 
-def run_attempt(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
-    """Evaluate a point; ``before``: trials of the finished batches, for pruning."""
+def run_sweep_trial(trial: TrialInput, before: Sequence[FrozenTrial]) -> Answer:
+    """Evaluate a point in a worker process; ``before``: trials of the finished batches, for pruning."""
     from pipelines.engine.trial import configure_process, die_with_parent
 
-    configure_process(attempt.gpu)
+    configure_process(trial.gpu)
     die_with_parent()
-    return judge(attempt, before)
+    return evaluate_point(trial, before)
 
 
-def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
-    """As :func:`run_attempt`, in this process.  Only the first student seed is pruned, the others run to their end."""
-    first, *others = (_evaluation(text) for text in attempt.evaluations)
+def evaluate_point(trial: TrialInput, before: Sequence[FrozenTrial]) -> Answer:
+    """Evaluate a point; only the first student seed is pruned, the others run to their end."""
+    first, *others = (_evaluation(text) for text in trial.evaluations)
     facts: dict[str, Any] = {"evaluations": [first.key, *(recipe.key for recipe in others)]}
     scores: dict[Key, Score] = {}
 
-    def contest() -> Contest:
-        return Contest(attempt.study, attempt.number, before, attempt.pruning)
+    def started() -> RunningTrial:
+        return RunningTrial(trial.study, trial.number, before, trial.pruning)
 
     try:
-        judged = contest()
-        score, pruned = _replayed(attempt.known.get(first.key), judged)
+        running = started()
+        score, pruned = _replayed(trial.known.get(first.key), running)
         if score is None:
-            judged = contest()
-            score, pruned = _trained(attempt, first, judged)
+            running = started()
+            score, pruned = _trained(trial, first, running)
         scores[first.key] = score
         for recipe in others if score.top1_pct is not None and not pruned else ():
-            score, _never = _replayed(attempt.known.get(recipe.key), None)
-            scores[recipe.key] = score or _trained(attempt, recipe, None)[0]
+            score, _never = _replayed(trial.known.get(recipe.key), None)
+            scores[recipe.key] = score or _trained(trial, recipe, None)[0]
     except Unavailable as error:
         return Answer(None, scores, error.message, away=True)
     except RD3Error as error:
@@ -122,13 +122,13 @@ def judge(attempt: Attempt, before: Sequence[FrozenTrial]) -> Answer:
         return Answer(None, scores, f"{type(error).__name__}: {error}")
     diverged = next((score.diverged for score in scores.values() if score.diverged), "")
     if pruned or diverged:
-        facts["stopped"] = diverged if not pruned else f"pruned after epoch {max(judged.curve)}"
-        return Answer(Ended("PRUNED", None, judged.curve, judged.rungs, facts), scores)
+        facts["stopped"] = diverged if not pruned else f"pruned after epoch {max(running.curve)}"
+        return Answer(Ended("PRUNED", None, running.curve, running.rungs, facts), scores)
     found = [score.top1_pct for score in scores.values() if score.top1_pct is not None]
     facts |= {"top1_pct": found, "tested": scores[first.key].tested}
     facts["ran_precision"] = sorted({score.ran_precision for score in scores.values() if score.ran_precision})
-    curve = {**judged.curve, first.protocol.epochs: found[0]}
-    return Answer(Ended("COMPLETE", sum(found) / len(found), curve, judged.rungs, facts), scores)
+    curve = {**running.curve, first.protocol.epochs: found[0]}
+    return Answer(Ended("COMPLETE", sum(found) / len(found), curve, running.rungs, facts), scores)
 
 
 def _evaluation(text: str) -> EvaluationRecipe:
@@ -137,35 +137,35 @@ def _evaluation(text: str) -> EvaluationRecipe:
     return recipe
 
 
-def _replayed(known: Score | None, contest: Contest | None) -> tuple[Score | None, bool]:
+def _replayed(known: Score | None, running: RunningTrial | None) -> tuple[Score | None, bool]:
     """(known score, pruned), with its curve replayed for the pruner; None if the known score is incomplete."""
     if known is None:
         return None, False
-    if contest is not None and any(contest.report(*step) for step in sorted(known.curve.items())):
+    if running is not None and any(running.report(*step) for step in sorted(known.curve.items())):
         return known, True
     return (known if known.diverged or known.top1_pct is not None else None), False
 
 
-def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None) -> tuple[Score, bool]:
+def _trained(trial: TrialInput, recipe: EvaluationRecipe, running: RunningTrial | None) -> tuple[Score, bool]:
     """(score, pruned) of an evaluation that is trained now; once more if a file was damaged after its check."""
     curve: dict[int, float] = {}
     began = time.perf_counter()
 
     def tested(epoch: int, top1_pct: float) -> None:
         curve[epoch] = top1_pct
-        if contest is not None and contest.report(epoch, top1_pct):
+        if running is not None and running.report(epoch, top1_pct):
             raise _Stop
 
-    scratch = scratch_folder(attempt.place.home, attempt.sweep)
+    scratch = scratch_folder(trial.place.home, trial.sweep)
     scratch.mkdir(parents=True, exist_ok=True)
     out = Path(tempfile.mkdtemp(prefix=f"{recipe.key[:12]}-{os.getpid()}-", dir=scratch))
     try:
         try:
-            result = _performed(attempt, recipe, out, tested)
+            result = _performed(trial, recipe, out, tested)
         except UNREADABLE:
             if curve:  # all files had been read by the first test
                 raise
-            result = _performed(attempt, recipe, out, tested)  # with files that are verified or fetched again
+            result = _performed(trial, recipe, out, tested)  # with files that are verified or fetched again
     except _Stop:
         return Score(curve=curve, wall_s=time.perf_counter() - began), True
     except Diverged as error:
@@ -177,14 +177,14 @@ def _trained(attempt: Attempt, recipe: EvaluationRecipe, contest: Contest | None
 
 
 def _performed(
-    attempt: Attempt, recipe: EvaluationRecipe, out: Path, tested: Callable[[int, float], None]
+    trial: TrialInput, recipe: EvaluationRecipe, out: Path, tested: Callable[[int, float], None]
 ) -> dict[str, Any]:
     """The result of an evaluation, whose dataset and inputs are brought to this machine and verified."""
     from rd3.perform import perform
 
-    place, device, cached = attempt.place, "cuda" if attempt.gpu else "cpu", attempt.cached_logits.get(recipe.key)
+    place, device, cached = trial.place, "cuda" if trial.gpu else "cpu", trial.cached_logits.get(recipe.key)
     _retry(partial(ensure_data, place, recipe.data))
-    store = GivenStore(place, [Entry.model_validate(entry) for entry in attempt.given])
+    store = GivenStore(place, [Entry.model_validate(entry) for entry in trial.given])
     for kind, key in recipe.parents():  # into the cache that the training reads
         _retry(partial(store.fetch, kind, key))
     return perform(recipe, store, place.roots, out, device=device, tested=tested, cached_logits=cached).result

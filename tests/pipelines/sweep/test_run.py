@@ -25,7 +25,7 @@ from pipelines.sweep.progress import open_trial_view
 from pipelines.sweep.run import SweepRun
 from pipelines.sweep.study import Ended, Pruning
 from pipelines.sweep.subject import subjects
-from pipelines.sweep.worker import Answer, Attempt, Score
+from pipelines.sweep.worker import Answer, Score, TrialInput
 from rd3.errors import BadValue, Unavailable
 from rd3.evaluation.packing import Views
 from rd3.evaluation.sharing import LogitsCache
@@ -152,7 +152,7 @@ def test_a_trial_whose_server_is_away_says_so_and_goes_on_with_its_scores(sweep,
     tasks.exceptions = SimpleNamespace(RayError=KeyError)
     monkeypatch.setitem(sys.modules, "ray", tasks)
     monkeypatch.setattr("pipelines.cluster.local._processes", dict)
-    attempt = Attempt("s", "study", 7, [], Pruning("none", 4, 12), sweep.session, [])
+    attempt = TrialInput("s", "study", 7, [], Pruning("none", 4, 12), sweep.session, [])
     assert [*sweep._answers({7: attempt}, [])] == [(7, tasks.answers[2])]
     assert capsys.readouterr().err == f"{sweep.sweep.name}: waiting: MLflow does not respond.\n"
     assert [set(one.known) for one in tasks.given] == [set(), {"k"}, {"k"}]
@@ -164,8 +164,8 @@ def test_why_a_trial_has_no_answer(monkeypatch):
         raise error
 
     monkeypatch.setattr("ray.get", get)
-    text = "ray::run_attempt()\n  File ...\nrd3.errors.BadValue: A protocol has no field 'x'."
-    failed = RayTaskError("run_attempt", text, BadValue("A protocol has no field 'x'."))
+    text = "ray::run_sweep_trial()\n  File ...\nrd3.errors.BadValue: A protocol has no field 'x'."
+    failed = RayTaskError("run_sweep_trial", text, BadValue("A protocol has no field 'x'."))
     assert run._answer(failed) == Answer(None, {}, "rd3.errors.BadValue: A protocol has no field 'x'")
     assert run._answer(WorkerCrashedError()) == Answer(None, {}, "its process died 3 times (WorkerCrashedError)")
 
@@ -175,7 +175,7 @@ def test_a_ray_that_has_died_between_two_batches_is_not_waited_for(sweep, monkey
     monkeypatch.setattr("pipelines.cluster.local.dead_service", lambda: "raylet")
     monkeypatch.setattr(run, "cluster_devices", lambda: (answers.wait(10), 0.0))
     with pytest.raises(RayDied, match="its raylet has died"):
-        sweep._attempt(sweep.subjects[0], 0, {})
+        sweep._trial_input(sweep.subjects[0], 0, {})
     answers.set()
 
 
@@ -196,7 +196,7 @@ def statuses(sweep: SweepRun) -> dict[str, tuple[str, str | None]]:
 
 
 def test_a_signal_while_a_batch_is_written_comes_after_it(sweep, monkeypatch):
-    monkeypatch.setattr(sweep, "_attempt", lambda *_asked: None)
+    monkeypatch.setattr(sweep, "_trial_input", lambda *_asked: None)
     monkeypatch.setattr(
         sweep, "_answers",
         lambda attempts, _before: ((number, Answer(Ended("COMPLETE", 50.0, {}), {})) for number in attempts),

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from pipelines.sweep.files import load_sweep
-from pipelines.sweep.study import STARTUP_TRIALS, Contest, Ended, Pruning, Tuning
+from pipelines.sweep.study import STARTUP_TRIALS, Ended, Pruning, RunningTrial, Tuning
 from pipelines.sweep.values import Sweep
 from rd3.errors import DataCorrupt
 
@@ -30,7 +30,7 @@ def score(point: dict[str, Any]) -> float:
 
 def ended(tuning: Tuning, number: int, point: dict[str, Any], before: list[Any]) -> Ended:
     """A trial whose accuracy grows evenly."""
-    contest = Contest(tuning.name, number, before, Pruning(tuning.sweep.pruner, 5, EPOCHS))
+    contest = RunningTrial(tuning.name, number, before, Pruning(tuning.sweep.pruner, 5, EPOCHS))
     for epoch in range(5, EPOCHS, 5):
         if contest.report(epoch, score(point) * epoch / EPOCHS):
             return Ended("PRUNED", None, contest.curve, contest.rungs, {"stopped": "pruned"})
@@ -105,10 +105,10 @@ def test_trials_of_one_batch_do_not_know_each_other():
     storage = optuna.storages.InMemoryStorage()
     play(sweep(trials=4, pruner="successive_halving"), storage=storage)
     before = Tuning(sweep(trials=8), "study", storage).before(4)
-    first, second = (Contest("study", number, before, pruning) for number in (4, 5))
+    first, second = (RunningTrial("study", number, before, pruning) for number in (4, 5))
     low, high = 0.5, 99.0
     assert [first.report(5, high), second.report(5, high)] == [False, False]
-    assert Contest("study", 5, before, pruning).report(5, low)
+    assert RunningTrial("study", 5, before, pruning).report(5, low)
 
 
 def test_a_grid_has_every_point_once():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.sweep.study import Pruning
-from pipelines.sweep.worker import Attempt, Score, judge, scratch_folder
+from pipelines.sweep.worker import Score, TrialInput, evaluate_point, scratch_folder
 from rd3 import perform
 from rd3.errors import DataCorrupt, Diverged, Unavailable
 from rd3.evaluation.sharing import LogitsCache
@@ -73,8 +73,8 @@ def trained(monkeypatch):
 
 
 @pytest.fixture
-def attempt(tmp_path) -> Attempt:
-    return Attempt(
+def attempt(tmp_path) -> TrialInput:
+    return TrialInput(
         sweep="sweep-k",
         study="study",
         number=0,
@@ -96,7 +96,7 @@ class Ends:
 
 
 @pytest.fixture
-def pruned_at_8(monkeypatch, attempt) -> Attempt:
+def pruned_at_8(monkeypatch, attempt) -> TrialInput:
     monkeypatch.setitem(
         __import__("pipelines.sweep.study", fromlist=["PRUNERS"]).PRUNERS, "at 8", lambda _rule: Ends(8)
     )
@@ -104,7 +104,7 @@ def pruned_at_8(monkeypatch, attempt) -> Attempt:
 
 
 def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
-    answer = judge(attempt, [])
+    answer = evaluate_point(attempt, [])
     assert (answer.ended.state, answer.ended.top1_pct, answer.failed) == ("COMPLETE", 65.0, "")
     assert answer.ended.curve == {4: 20.0, 8: 40.0, 12: 60.0}, "of the first student seed"
     found = {"evaluations": [FIRST.key, SECOND.key], "top1_pct": [60.0, 70.0], "tested": 140}
@@ -114,13 +114,13 @@ def test_the_score_is_the_mean_over_student_seeds(trained, attempt, tmp_path):
 
 
 def test_evaluations_cache_logits_as_the_driver_decides(trained, attempt):
-    judge(replace(attempt, cached_logits={SECOND.key: LogitsCache(1000, True)}), [])
+    evaluate_point(replace(attempt, cached_logits={SECOND.key: LogitsCache(1000, True)}), [])
     assert trained.cached_logits == [None, LogitsCache(1000, True)]
 
 
 def test_a_store_that_is_away_for_a_while_ends_no_trial(trained, attempt):
     trained.away = 2
-    answer = judge(attempt, [])
+    answer = evaluate_point(attempt, [])
     assert (answer.ended.top1_pct, answer.failed) == (65.0, "")
     assert trained.asked == [*FIRST.parents()] * 3 + [*SECOND.parents()], "set and teachers, before the training"
 
@@ -128,13 +128,13 @@ def test_a_store_that_is_away_for_a_while_ends_no_trial(trained, attempt):
 def test_a_store_that_stays_away_is_named_to_the_driver(trained, attempt, monkeypatch):
     monkeypatch.setattr("pipelines.sweep.worker.ANSWER_WITHIN_S", 0.0)
     trained.away = 1
-    answer = judge(attempt, [])
+    answer = evaluate_point(attempt, [])
     assert (answer.ended, answer.away, answer.failed) == (None, True, "The store does not respond.")
-    assert judge(attempt, []).ended.top1_pct == 65.0
+    assert evaluate_point(attempt, []).ended.top1_pct == 65.0
 
 
 def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
-    answer = judge(pruned_at_8, [])
+    answer = evaluate_point(pruned_at_8, [])
     assert trained.keys == [FIRST.key]
     assert (answer.ended.state, answer.ended.top1_pct, answer.ended.curve) == ("PRUNED", None, {4: 20.0, 8: 40.0})
     assert answer.ended.facts["stopped"] == "pruned after epoch 8"
@@ -142,32 +142,32 @@ def test_a_pruned_trial_trains_no_further_student(trained, pruned_at_8):
 
 
 def test_what_is_known_is_not_trained_again(trained, attempt):
-    first = judge(attempt, [])
+    first = evaluate_point(attempt, [])
     known = first.scores
-    again = judge(replace(attempt, known=known), [])
+    again = evaluate_point(replace(attempt, known=known), [])
     assert again.ended == first.ended
     assert trained.keys == [FIRST.key, SECOND.key]
 
 
 def test_a_known_score_is_pruned_where_it_would_have_been(trained, attempt, pruned_at_8):
-    known = judge(attempt, []).scores
-    fresh, replayed = judge(pruned_at_8, []), judge(replace(pruned_at_8, known=known), [])
+    known = evaluate_point(attempt, []).scores
+    fresh, replayed = evaluate_point(pruned_at_8, []), evaluate_point(replace(pruned_at_8, known=known), [])
     assert replayed.ended == fresh.ended
 
 
 def test_a_score_that_was_stopped_is_trained_where_it_would_go_on(trained, attempt, pruned_at_8):
-    known = judge(pruned_at_8, []).scores
+    known = evaluate_point(pruned_at_8, []).scores
     trained.keys.clear()
-    assert judge(replace(attempt, known=known), []).ended.top1_pct == 65.0
+    assert evaluate_point(replace(attempt, known=known), []).ended.top1_pct == 65.0
     assert trained.keys == [FIRST.key, SECOND.key]
 
 
 def test_divergence_is_a_poor_trial_and_not_a_failure(trained, attempt):
     trained.error = Diverged("The loss is nan in epoch 9.")
-    answer = judge(attempt, [])
+    answer = evaluate_point(attempt, [])
     assert (answer.ended.state, answer.ended.facts["stopped"]) == ("PRUNED", "The loss is nan in epoch 9.")
     trained.error, known = None, answer.scores
-    assert judge(replace(attempt, known=known), []).ended == answer.ended
+    assert evaluate_point(replace(attempt, known=known), []).ended == answer.ended
     assert trained.keys == [FIRST.key]
 
 
@@ -180,14 +180,14 @@ def test_files_that_are_damaged_between_check_and_use_are_fetched_again(trained,
         return whole(*words, **options)
 
     monkeypatch.setattr(perform, "perform", opened)
-    assert judge(attempt, []).ended.top1_pct == 65.0
+    assert evaluate_point(attempt, []).ended.top1_pct == 65.0
     assert trained.asked == [*FIRST.parents()] * 2 + [*SECOND.parents()]
 
 
 @pytest.mark.parametrize("error", [DataCorrupt("The set is damaged.", "make it again"), KeyError("nobody knows")])
 def test_anything_else_is_a_failure_with_its_reason(trained, attempt, error):
     trained.error = error
-    answer = judge(attempt, [])
+    answer = evaluate_point(attempt, [])
     assert answer.ended is None
     assert answer.failed == (str(error) if isinstance(error, DataCorrupt) else "KeyError: 'nobody knows'")
 
