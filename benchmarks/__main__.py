@@ -21,7 +21,7 @@ from benchmarks.bench import Bench, Skipped
 from benchmarks.machine import facts
 from benchmarks.registry import CASES, run
 from benchmarks.rows import table, write_csv
-from rd3.device import usable_device
+from rd3.device import configure_torch, usable_device
 from rd3.errors import RD3Error
 
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.list:
         print("\n".join(f"{name:<16} {case.summary}; {', '.join(case.devices)}" for name, case in CASES.items()))
         return 0
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
-    torch.set_flush_denormal(True)
+    configure_torch(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]))
     rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
     bench = Bench(chosen.device, rounds, chosen.quick, chosen.network, chosen.out)
     names = chosen.cases or [name for name, case in CASES.items() if case.runs(bench.device.type, bench.quick)]

@@ -17,13 +17,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from benchmarks.scale import Row, planned, show
 from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import expand
 from pipelines.grid.files import parse_grid
 from rd3.datasets import Roots
+from rd3.device import configure_torch
 from rd3.hardware import processor
 from rd3.perform import perform
 from rd3.planning.calibration import Calibration, calibrate
@@ -84,8 +83,7 @@ def estimate_rows(calibration: Calibration, home: Path) -> list[Row]:
 
 
 def main(seconds: float) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    configure_torch(1)
     calibration = calibrate("cpu", seconds=seconds)
     print(calibration.model_dump_json(exclude={"networks"}), file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:

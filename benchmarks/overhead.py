@@ -28,6 +28,7 @@ from pipelines.grid.expand import Expansion
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
+from rd3.device import configure_torch
 from rd3.perform import perform
 from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
 from tracking.store import TrackedStore
@@ -45,10 +46,7 @@ def run_grid(recipes: list[Recipe], session: Session) -> float:
 
 
 def main(lengths: list[int], count: int, home: Path) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    configure_torch(1)
     session = session_in(home)
     catalog, store = Catalog.of(session), TrackedStore(session)
     teacher = teacher_of("digits", "resnet18_w16", catalog)

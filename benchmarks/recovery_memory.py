@@ -25,7 +25,7 @@ import torch
 from benchmarks.students import built
 from pipelines.settings import session
 from rd3.datasets import Split, open_dataset
-from rd3.device import peak_mib, reset_peak
+from rd3.device import configure_torch, peak_mib, reset_peak
 from rd3.synthetic_set import SetOnDisk, contact_sheet
 from rd3.testing import ToyDataset, trial_recipes, trial_set
 
@@ -80,8 +80,7 @@ if __name__ == "__main__":
     parser.add_argument("--ipc", type=int, action="append")
     parser.add_argument("--dataset")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    configure_torch(1)
     if chosen.one:
         with tempfile.TemporaryDirectory() as folder:
             make_one(chosen.method, chosen.ipc[0], chosen.iterations, chosen.dataset, Path(folder))

@@ -110,6 +110,12 @@ def torch_defaults() -> Iterator[None]:
         yield
 
 
+def configure_torch(threads: int) -> None:
+    """Let torch use so many threads and flush denormal numbers to zero, as they are slow; for the whole process."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
 def set_memory_format(network: nn.Module, precision: str) -> None:
     """Convert the network's weights in place to the memory format that is fastest at ``precision``.
 

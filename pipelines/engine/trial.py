@@ -15,6 +15,7 @@ from pipelines.engine.attempt import Unfit, attempt
 from pipelines.engine.job import JOBS, TrialEnd
 from pipelines.engine.uploads import upload_unfinished
 from rd3.campaign.running import RESTARTING
+from rd3.device import configure_torch
 
 REPORT_EVERY_S = 3.0
 """Minimum interval between two reports of progress."""
@@ -74,10 +75,7 @@ def configure_process(gpu: bool) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import torch
-
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    configure_torch(1)
 
 
 @cache  # one thread a process

@@ -21,12 +21,12 @@ from types import FrameType
 
 from rd3.campaign.estimates import UNKNOWN, Estimates
 from rd3.campaign.queue import Queue
-from rd3.campaign.runner import Runner, Stopped, configure_torch, keep_traceback
+from rd3.campaign.runner import Runner, Stopped, keep_traceback
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
 from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
 from rd3.datasets import Roots, dataset_info, dataset_source
-from rd3.device import usable_device
+from rd3.device import configure_torch, usable_device
 from rd3.errors import BadValue, DataMissing, RD3Error, why
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.sharing import disk_budget

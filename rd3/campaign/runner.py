@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rd3.campaign.running import RESTARTING
 from rd3.datasets import Roots
+from rd3.device import configure_torch
 from rd3.errors import RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import LogitsCache
 from rd3.kept_students import add_student
@@ -227,8 +228,3 @@ def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -
 def _done(entry: Entry, spent_s: float, pack: int = 1) -> Ended:
     read = "cached_logits" in entry.made
     return Ended(entry.key, "done", "", spent_s, entry.result.get("top1_pct"), pack=pack, logits_read=read)
-
-
-def configure_torch(threads: int) -> None:
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
