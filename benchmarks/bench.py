@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,6 @@ import torch
 
 from benchmarks.rows import Row
 from benchmarks.timing import Work, matmul_peak, ratio, seconds
-from rd3.datasets import Roots
 from rd3.device import bf16_in_hardware
 
 QUICK_LIMIT_S = 4.0
@@ -57,12 +55,6 @@ class Bench:
         """GFLOP/s of matrix products by data type; without bf16 where it is emulated."""
         types = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if bf16_in_hardware(self.device) else {})
         return {name: matmul_peak(self.device, dtype) for name, dtype in types.items()}
-
-    @property
-    def roots(self) -> Roots:
-        """Where datasets are; decoded copies of them are kept below ``out``."""
-        data = os.environ.get("RD3_DATA")
-        return Roots(Path(data) if data else None, self.out / "home")
 
     def compare(self, paths: dict[str, Work]) -> dict[str, list[float]]:
         """Seconds per unit of each path, one value per round, after one round to warm up.

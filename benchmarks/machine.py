@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 import rd3
 from rd3.device import bf16_in_hardware
 from rd3.hardware import processor
+from rd3.store import now
 
 
 def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
@@ -32,5 +32,5 @@ def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
         "torch": torch.__version__,
         "rd3": rd3.__version__,
         "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }

@@ -12,9 +12,7 @@ from rd3.values import Frozen
 PART_BYTES = 16_000_000
 SHARD_BYTES = 15_000_000
 PARTS = 6
-"""Most parts: a machine of the kit (docs/offline.md) returns eight files, of which one is a log and one the part being
-written.
-"""
+"""Most parts: a machine of the kit (docs/offline.md) returns eight files; one is a log, one the part being written."""
 INDEX = "parts.json"
 NOTES = "notes"
 """Files besides the results: benchmark tables, reasons of failures."""
