@@ -10,7 +10,6 @@ same evaluations, whose name it adds to every run.  Each row is one process from
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import random
@@ -144,31 +143,29 @@ def record(here: Session, found: list[Entry], grid: str) -> None:
     write_entries(Path(here.artifacts), found)
     tracker = Tracker(here.with_identity(work=f"grid {grid}"))
     experiment = tracker.experiment(EXPERIMENT)
-    parent = tracker.grid_run(experiment, grid, grid_yaml="")
-    tracker.close_grid(parent, ok=True)
+    grid_run = tracker.grid_run(experiment, grid, grid_yaml="")
+    tracker.close_grid(grid_run, ok=True)
     known = {(entry.kind, entry.key): entry for entry in found}
     with sqlite3.connect(here.home / "mlflow.db") as database:
         for entry in found:
-            write_run(database, tracker, experiment, (grid, parent), entry, lambda kind, key: known.get((kind, key)))
+            write_run(database, tracker, experiment, grid, grid_run, entry, lambda kind, key: known.get((kind, key)))
 
 
 def write_run(
     database: sqlite3.Connection,
     tracker: Tracker,
     experiment: str,
-    grid_run: tuple[str, str],
+    grid: str,
+    grid_run: str,
     entry: Entry,
     find: Callable[[str, str], Entry | None],
 ) -> None:
-    """The rows of a finished run in MLflow's tables; of a curve its last point, and no set as its input.
-
-    ``grid_run``: name and run of its grid.
-    """
-    (grid, parent), recipe = grid_run, from_json(json.dumps(entry.recipe))
+    """The rows of a finished run in MLflow's tables; of a curve its last point, and no set as its input."""
+    recipe = from_json(json.dumps(entry.recipe))
     facts = parent_facts(recipe, find)
     name, at, run_id = run_name(recipe, facts), time.time_ns() // 1_000_000, entry.run_id
     tags = {"rd3.kind": entry.kind, "rd3.key": entry.key, "rd3.attempt": "1", "rd3.status": "done", **tracker.owner}
-    tags |= {"mlflow.runName": name, "mlflow.parentRunId": parent, DIGEST: str(entry.digest)}
+    tags |= {"mlflow.runName": name, "mlflow.parentRunId": grid_run, DIGEST: str(entry.digest)}
     tags |= grid_tags([grid], grid) if entry.kind in ("set", "evaluation") else {}
     figures = metrics(entry.result) | {"loss": 0.01, "lr": 0.0, "train_top1_pct": 99.0}
     database.execute(
@@ -177,8 +174,7 @@ def write_run(
         " VALUES (?, ?, 'UNKNOWN', '', '', 'benchmark', 'FINISHED', ?, ?, '', 'active', ?, ?)",
         (run_id, name, at, at, f"{entry.artifact}/{run_id}", int(experiment)),
     )
-    rows = {"tags": tags, "params": params(recipe, facts)}
-    for table, pairs in rows.items():
+    for table, pairs in (("tags", tags), ("params", params(recipe, facts))):
         database.executemany(
             f"INSERT INTO {table} (key, value, run_uuid) VALUES (?, ?, ?)",
             [(key, value, run_id) for key, value in pairs.items()],
@@ -197,9 +193,7 @@ def write_files(artifact: Path) -> None:
     images, labels = load_digits(return_X_y=True)
     rows = [np.hstack([image.reshape(8, 8) for image in images[labels == label][:10]]) for label in range(10)]
     sheet = np.kron(np.vstack(rows) * 15, np.ones((4, 4))).astype(np.uint8)
-    picture = io.BytesIO()
-    Image.fromarray(sheet).save(picture, "png")
-    (artifact / "contact_sheet.png").write_bytes(picture.getvalue())
+    Image.fromarray(sheet).save(artifact / "contact_sheet.png")
 
 
 def report_of(shape: str, cells: int) -> None:
