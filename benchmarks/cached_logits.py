@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.bench import Bench, Job
 from benchmarks.post_evaluation import BATCH
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject, chunk_of
+from benchmarks.students import Students, Subject, labelled_at_once
 from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.logits_folder import LogitsFolder
 
@@ -33,7 +33,7 @@ def run(bench: Bench) -> list[Row]:
 
 def _rows(bench: Bench, student: str, scratch: Path) -> Iterator[Row]:
     subject = Subject(32, bench.network, BATCH, IMAGES)
-    chunk = chunk_of(bench.device, BATCH)
+    chunk = labelled_at_once(bench.device, BATCH)
     # The epochs that are measured, with the warm-up round, and one more: the test after the last is not reached.
     epochs = math.ceil((bench.rounds + 1) * chunk * BATCH / IMAGES) + 1
     recipe = subject.recipe(student=student, epochs=epochs)

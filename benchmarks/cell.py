@@ -20,7 +20,7 @@ from benchmarks.patch_scoring import CROPS, IMAGES, scoring
 from benchmarks.post_evaluation import BATCH, CPU_AIMS, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject, built
+from benchmarks.students import Students, Subject, untrained
 from benchmarks.timing import as_work
 from rd3.datasets import Dataset, Roots, Split, open_dataset
 from rd3.device import set_memory_format
@@ -93,7 +93,7 @@ class _FirstTests(Dataset):
 
 def _testing(bench: Bench, subject: Subject, precision: str) -> dict[str, list[float]]:
     """Seconds per test image by path."""
-    student, bare = (built(subject.info, subject.network, 1) for _path in range(2))
+    student, bare = (untrained(subject.info, subject.network, 1) for _path in range(2))
     set_memory_format(student, precision)
     some = _FirstTests(subject.dataset)
     pictures = subject.dataset.images("test", list(range(MEASURED_TESTED)))

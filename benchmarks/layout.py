@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
-from benchmarks.students import built, memory_format
+from benchmarks.students import memory_format, untrained
 from benchmarks.timing import Work, ratio
 from rd3.datasets import dataset_info
 from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format
@@ -39,7 +39,7 @@ def row_of(bench: Bench, name: str, precision: str, batch: int = BATCH) -> Row:
     info, device = dataset_info("cifar10"), bench.device
     pixels = torch.rand(batch, 3, 32, 32, device=device)
     labels = torch.arange(batch, device=device) % info.num_classes
-    plain = built(info, name).to(device).train()
+    plain = untrained(info, name).to(device).train()
     last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last), copy.deepcopy(plain)
     set_memory_format(ours, precision)
     networks = {"as built": plain, "channels last": last, "ours": ours}

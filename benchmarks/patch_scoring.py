@@ -15,7 +15,7 @@ from torchvision import transforms
 from benchmarks.bench import Bench, Job
 from benchmarks.published import Pictures
 from benchmarks.rows import Row
-from benchmarks.students import built
+from benchmarks.students import untrained
 from benchmarks.timing import as_work
 from rd3.datasets import Dataset
 from rd3.device import resolve_precision
@@ -71,7 +71,7 @@ def scoring(
 ) -> Row:
     """The row of scoring and selecting the crops of one class."""
     device, info = bench.device, dataset.info
-    teacher = teacher or built(info, bench.network).to(device).eval().requires_grad_(False)
+    teacher = teacher or untrained(info, bench.network).to(device).eval().requires_grad_(False)
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
     method = RDED()
     settings = method.Settings.model_validate(recipe.settings)

@@ -14,7 +14,7 @@ from functools import partial
 from benchmarks.bench import Bench, Job
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
-from benchmarks.students import Students, Subject, built
+from benchmarks.students import Students, Subject, untrained
 from benchmarks.timing import Work
 from rd3.device import resolve_precision
 from rd3.models import forward_cost
@@ -80,8 +80,8 @@ def reference(bench: Bench, subject: Subject, extra: bool) -> PublishedLoop:
     return PublishedLoop(
         subject.images,
         subject.labels,
-        built(subject.info, subject.network, 0).network,
-        built(subject.info, subject.network, 1).network,
+        untrained(subject.info, subject.network, 0).network,
+        untrained(subject.info, subject.network, 1).network,
         subject.info,
         batch=subject.batch,
         device=bench.device,

@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.bench import Bench, Job
 from benchmarks.rows import Row
-from benchmarks.students import built, memory_format
+from benchmarks.students import memory_format, untrained
 from benchmarks.timing import Work, as_work
 from rd3.device import repeatable_kernels
 from rd3.methods import Block, Context
@@ -86,7 +86,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     """A row for each optimisation, then for the method itself with one block and with several at once."""
     device, network = bench.device, bench.network
     dataset = ToyDataset(classes=batch, per_class=1, side=side)
-    teacher = built(dataset.info, network).to(device).eval().requires_grad_(False)
+    teacher = untrained(dataset.info, network).to(device).eval().requires_grad_(False)
     method, space = SRe2L(), PixelSpace.of(teacher)
     recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
     changes = {"crop_scale_min": None, "flip": False, "iterations": iterations}

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.students import built
+from benchmarks.students import untrained
 from pipelines.settings import session
 from rd3.datasets import Split, open_dataset
 from rd3.device import configure_torch, peak_mib, reset_peak
@@ -48,7 +48,7 @@ class Repeated(ToyDataset):
 def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: Path) -> None:
     """One set at 224 pixels; prints the peak of this process in MiB."""
     dataset = Repeated(ipc) if name is None else open_dataset(name, session().roots)
-    teacher = built(dataset.info, "resnet18").eval().requires_grad_(False)
+    teacher = untrained(dataset.info, "resnet18").eval().requires_grad_(False)
     recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
     trial_set(recipes, dataset, [teacher], folder, folder / "made")
     reset_peak(CPU)

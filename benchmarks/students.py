@@ -27,7 +27,7 @@ EPOCHS = 100_000
 """More than any measurement reaches, so that no test after the last epoch counts as training time."""
 
 
-def built(info: DatasetInfo, network: str, number: int = 0) -> NormalisedNetwork:
+def untrained(info: DatasetInfo, network: str, number: int = 0) -> NormalisedNetwork:
     """A network with random weights, which depend on ``number``."""
     stream = generator(number, "benchmark")
     return build_network(network, info.num_classes, info.resolution, info.normalisation, stream)
@@ -49,7 +49,7 @@ class Subject:
         self.info, self.network, self.batch = self.dataset.info, network, batch
         self.images = self.dataset.images("train", list(range(images)))
         self.labels = torch.tensor(self.dataset.labels("train")[:images])
-        self.teacher = built(self.info, network).eval().requires_grad_(False)
+        self.teacher = untrained(self.info, network).eval().requires_grad_(False)
 
     def recipe(self, student_seed: int = 0, student: str | None = None, **fields: Any) -> EvaluationRecipe:
         """An evaluation under the protocol ``rd3`` with these fields changed."""
@@ -73,8 +73,8 @@ class Subject:
         )
 
 
-def chunk_of(device: torch.device, batch: int) -> int:
-    """Batches that the teacher labels at once."""
+def labelled_at_once(device: torch.device, batch: int) -> int:
+    """Number of batches that the teacher labels at once."""
     return max(1, AHEAD.get(device.type, AHEAD_ELSEWHERE) // batch)
 
 
@@ -92,7 +92,7 @@ class Students:
         self.precision = resolve_precision(device, recipes[0].protocol.precision)
         self.taught = 0
         """Images that the teacher has labelled."""
-        self.chunk = chunk_of(device, recipes[0].protocol.batch_size)
+        self.chunk = labelled_at_once(device, recipes[0].protocol.batch_size)
         self._teachers: dict[Any, nn.Module] = {}
         by_views: dict[str, list[Evaluation]] = {}
         for recipe in recipes:

@@ -14,7 +14,7 @@ from rd3.methods import METHODS
 from rd3.models import NETWORKS
 from rd3.own_code import code_hash
 from rd3.recipe import Key, Recipe
-from rd3.registry import Registry, renew
+from rd3.registry import Registry, how_to_renew
 from rd3.store import Entry
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
@@ -50,7 +50,7 @@ def other_code(entries: Iterable[Entry]) -> dict[Key, str]:
         for kind, name, code in used:
             now = installed(kind, name)
             if now and now != code and now.partition(":")[0] == code.partition(":")[0]:
-                how = renew(REGISTRIES[kind].get(name))
+                how = how_to_renew(REGISTRIES[kind].get(name))
                 found[entry.key] = (
                     f"computed by other code of {kind} {name} than is installed now; {how} to compute it again"
                 )

@@ -53,8 +53,8 @@ def _origin(thing: object) -> tuple[object, object]:
     return Path(file).resolve() if file else module, getattr(thing, "__qualname__", None)
 
 
-def renew(thing: object) -> str:
-    """What gives results of a plugin whose code was changed keys of their own."""
+def how_to_renew(thing: object) -> str:
+    """An instruction to authors of a plugin whose code changed: what gives its results keys of their own."""
     return "raise its version" if hasattr(thing, "version") else "give it another name"
 
 
@@ -88,13 +88,13 @@ class Registry(Generic[T]):
                     "give one of them another name",
                 )
             if known is not None and known is not thing:
-                self._compare(name, known, thing)
+                self._warn_of_other_code(name, known, thing)
             self._things[name] = thing
             return thing
 
         return add
 
-    def _compare(self, name: str, known: T, thing: T) -> None:
+    def _warn_of_other_code(self, name: str, known: T, thing: T) -> None:
         """Warn if ``thing`` replaces ``known`` under the same version with other code."""
         version, code = getattr(thing, "version", None), code_hash(thing, helpers=False)
         if version != getattr(known, "version", None) or code == code_hash(known, helpers=False):
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
         under = "" if version is None else f" under the same version {version}"
         warnings.warn(
             f"{self.kind} {name!r} now has other code{under} ({str(code).partition(':')[2]}): stored results of the "
-            f"earlier code are reused; {renew(thing)} to compute them again",
+            f"earlier code are reused; {how_to_renew(thing)} to compute them again",
             stacklevel=4,
         )
 

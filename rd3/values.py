@@ -70,18 +70,18 @@ def neutral_values(model: type[BaseModel]) -> Mapping[str, Any]:
     return MappingProxyType(json.loads(json.dumps(found)))
 
 
-def _prune(model: BaseModel, plain: dict[str, Any]) -> None:
+def _drop_neutral(model: BaseModel, plain: dict[str, Any]) -> None:
     for name, value in neutral_values(type(model)).items():
         if plain[name] == value:
             del plain[name]
     for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
-            _prune(value, plain[name])
+            _drop_neutral(value, plain[name])
 
 
 def without_neutral(model: BaseModel) -> dict[str, Any]:
     """The model as plain data, without fields equal to their neutral value."""
     plain = model.model_dump(mode="json")
-    _prune(model, plain)
+    _drop_neutral(model, plain)
     return plain
