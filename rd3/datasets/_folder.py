@@ -70,10 +70,13 @@ class FolderRecords(Records):
         self._times = np.array([file.time_ns for file in table], dtype=np.int64)
 
     @classmethod
-    def scan(cls, root: Path, class_ids: Sequence[str]) -> FolderRecords:
-        """All images in ``root/<class>`` or ``root/<class>/images``, by label and then by name."""
+    def scan(cls, root: Path, info: DatasetInfo) -> FolderRecords:
+        """All images in ``root/<class>`` or ``root/<class>/images``, by label and then by name.
+
+        Raises :class:`DataMissing` or :class:`DataCorrupt` if the folder or that of a class is missing.
+        """
         files: list[File] = []
-        for label, name in sorted(class_folders(root, class_ids).items()):
+        for label, name in sorted(_all_class_folders(root, info).items()):
             for inner in INNER:
                 folder = root / name / inner
                 if folder.is_dir():
@@ -146,8 +149,8 @@ def class_folders(root: Path, class_ids: Sequence[str]) -> dict[int, str]:
     return {label: name for name, label in match_names(subfolders(root), class_ids).items()}
 
 
-def check_folders(root: Path, info: DatasetInfo) -> None:
-    """Raise if the folder or a class folder in it is missing."""
+def _all_class_folders(root: Path, info: DatasetInfo) -> dict[int, str]:
+    """The name of the folder of every label; raises if one is missing."""
     if not root.is_dir():
         raise DataMissing(f"{root} does not exist.", f"extract the complete archive of {info.name}")
     there = class_folders(root, info.class_ids)
@@ -161,6 +164,7 @@ def check_folders(root: Path, info: DatasetInfo) -> None:
             f"the first missing one is {missing[0]}.",
             (None if there else _how_to_sort(root, missing[0])) or f"extract the complete archive of {info.name}",
         )
+    return there
 
 
 def move_up(deeper: Path) -> str:
@@ -187,6 +191,4 @@ def find_folder(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> F
             f"{folder} has a folder train, but no folder {' or '.join(test_names)}.",
             f"add the missing split of {info.name}",
         )
-    check_folders(train, info)
-    check_folders(test, info)
-    return Found(folder, "folders", FolderRecords.scan(train, info.class_ids), FolderRecords.scan(test, info.class_ids))
+    return Found(folder, "folders", FolderRecords.scan(train, info), FolderRecords.scan(test, info))

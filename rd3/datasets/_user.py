@@ -19,7 +19,7 @@ from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import one_writer, replacing
 from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
-from rd3.datasets._folder import INNER, FolderRecords, check_folders, class_folders, image_files, move_up
+from rd3.datasets._folder import INNER, FolderRecords, class_folders, image_files, move_up
 from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, Records, counts_text
 from rd3.datasets._source import Counts, FileSource, register_again
@@ -116,18 +116,16 @@ def _restore(info: DatasetInfo) -> str:
 def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -> Found:
     """The two parts of a registered folder."""
     if test is not None:
-        roots = (folder / train, folder / test)
-        for root in roots:
+        for root in (folder / train, folder / test):
             if not root.is_dir():
                 if deeper := one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
                     message = f"{root} does not exist, but {deeper[0]} contains such a folder."
                     raise DataMissing(message, move_up(deeper[0]))
                 raise DataMissing(f"{root} does not exist.", _restore(info))
-            check_folders(root, info)
-        train_part, test_part = (FolderRecords.scan(root, info.class_ids) for root in roots)
-        return Found(folder, "folders", train_part, test_part)
-    check_folders(folder, info)
-    everything = FolderRecords.scan(folder, info.class_ids)
+        return Found(
+            folder, "folders", FolderRecords.scan(folder / train, info), FolderRecords.scan(folder / test, info)
+        )
+    everything = FolderRecords.scan(folder, info)
     emptied = np.flatnonzero(np.bincount(everything.labels, minlength=info.num_classes) == 0)
     if len(emptied):
         raise DataCorrupt(f"{folder}: class {info.class_ids[emptied[0]]} has no images.", f"restore {info.name}")
@@ -280,7 +278,7 @@ def _folder_layout(folder: Path, command: Callable[[Path], str]) -> _Layout:
     """``command`` gives what would register another folder."""
     train, test = _first_folder(folder, TRAIN_NAMES), _first_folder(folder, TEST_NAMES)
     if train is None:
-        class_ids, by_numbers = _class_folders(folder, command)
+        class_ids, by_numbers = _class_order(folder, command)
         return _Layout(class_ids, {"test": None}, carved=True, notes=_notes(folder, ["."], class_ids, by_numbers))
     if test is None:
         raise DataMissing(
@@ -288,10 +286,10 @@ def _folder_layout(folder: Path, command: Callable[[Path], str]) -> _Layout:
             f"add the test folder, or register the training images to have a test split drawn from them: "
             f"{command(folder / train)}",
         )
-    class_ids, by_numbers = _class_folders(folder / train, None)
+    class_ids, by_numbers = _class_order(folder / train, None)
     tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)]
     with _offering_another_test_split(tests):
-        _check_same_classes(_class_folders(folder / test, None)[0], class_ids, folder / train, folder / test)
+        _check_same_classes(_class_order(folder / test, None)[0], class_ids, folder / train, folder / test)
     entry = {"test": test} if train == "train" else {"train": train, "test": test}
     notes = _notes(folder, [train, test], class_ids, by_numbers)
     return _Layout(class_ids, entry, carved=False, notes=notes, tests=tests)
@@ -352,7 +350,7 @@ def _not_used(split: str, count: int, test: str) -> Note:
     return Note(f"{split} ({count} images) is not used: {test} is the test split")
 
 
-def _class_folders(root: Path, command: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
+def _class_order(root: Path, command: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
     """Class names in order, and whether that is the order of their numbers and not the alphabetical one.
 
     ``command`` gives what would register another folder; None if ``root`` is one split of what is registered.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rd3.datasets._base import DatasetInfo
 from rd3.datasets._classes import class_list
-from rd3.datasets._folder import FolderRecords, check_folders, image_files
+from rd3.datasets._folder import FolderRecords, image_files
 from rd3.datasets._records import Found
 from rd3.datasets._source import FileSource
 from rd3.datasets._sources import register_dataset
@@ -67,8 +67,7 @@ class TinyImageNet(FileSource):
         annotated = (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir()
         if not annotated:  # or the images were moved into class folders, as torchvision's ImageFolder needs them
             return super().look(folder)
-        check_folders(folder / "train", self.info)
-        train = FolderRecords.scan(folder / "train", self.info.class_ids)
+        train = FolderRecords.scan(folder / "train", self.info)
         return Found(folder, "official archive", train, _annotated(folder / "val", self.info))
 
 
