@@ -14,8 +14,7 @@ from rd3.datasets._registry import (
     fingerprint_in,
     open_dataset,
 )
-from rd3.datasets._source import Copy, Counts, FileSource, Source
-from rd3.datasets._sources import SOURCES, register_dataset
+from rd3.datasets._source import SOURCES, Copy, Counts, FileSource, Source, register_dataset
 from rd3.datasets._upkeep import Finding, doctor, fetch
 from rd3.datasets._user import add_folder, register, registration, shorter_sides
 

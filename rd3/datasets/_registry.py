@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
-from rd3.datasets._source import Source
-from rd3.datasets._sources import SOURCES
+from rd3.datasets._source import SOURCES, Source
 from rd3.datasets._user import Registration, UserSource, user_sources
 from rd3.errors import DataCorrupt, UnknownName
 from rd3.registry import did_you_mean

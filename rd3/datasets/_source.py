@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +16,11 @@ from rd3.datasets._folder import find_folder, move_up
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, counts_text, with_counts
-from rd3.datasets._sources import SOURCES
 from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.one_level import one_level_down
+from rd3.registry import Registry
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 MEMORY_SIDE = 64
@@ -119,6 +119,14 @@ class Source(ABC):
         if self.fetches:
             return f"rd3 data fetch {self.info.name}"
         return self.obtain.format(folder=(roots.data or roots.home / "data") / self.info.name)
+
+
+SOURCES: Registry[type[Source]] = Registry("dataset", "rd3.datasets")
+
+
+def register_dataset(name: str) -> Callable[[type[Source]], type[Source]]:
+    """Decorator: register a source under a name, which must equal its ``info.name``."""
+    return SOURCES.register(name)
 
 
 class FileSource(Source):

@@ -22,8 +22,7 @@ from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
 from rd3.datasets._folder import INNER, FolderRecords, class_folders, image_files, move_up
 from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, Records, counts_text
-from rd3.datasets._source import Counts, FileSource, register_again
-from rd3.datasets._sources import SOURCES
+from rd3.datasets._source import SOURCES, Counts, FileSource, register_again
 from rd3.datasets._splits import carve
 from rd3.datasets._user_parquet import stated_classes
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing, RD3Error

@@ -12,8 +12,7 @@ import numpy as np
 from rd3.datasets._base import DatasetInfo
 from rd3.datasets._classes import check_order, class_list
 from rd3.datasets._records import Found, Records, file_stamp
-from rd3.datasets._source import FileSource
-from rd3.datasets._sources import register_dataset
+from rd3.datasets._source import FileSource, register_dataset
 from rd3.errors import DataCorrupt
 from rd3.recipe import Normalisation
 

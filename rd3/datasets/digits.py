@@ -11,8 +11,7 @@ from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._cache import content_hash
 from rd3.datasets._classes import class_list
 from rd3.datasets._memory import MemoryDataset
-from rd3.datasets._source import Copy, Source
-from rd3.datasets._sources import register_dataset
+from rd3.datasets._source import Copy, Source, register_dataset
 from rd3.datasets._splits import carve
 from rd3.lazy import torch
 from rd3.recipe import Normalisation

@@ -8,8 +8,7 @@ from rd3.datasets._base import DatasetInfo
 from rd3.datasets._classes import class_list
 from rd3.datasets._folder import find_folder
 from rd3.datasets._records import Found
-from rd3.datasets._source import Counts, FileSource
-from rd3.datasets._sources import register_dataset
+from rd3.datasets._source import Counts, FileSource, register_dataset
 from rd3.recipe import Normalisation
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -8,8 +8,7 @@ from rd3.datasets._base import DatasetInfo
 from rd3.datasets._classes import class_list
 from rd3.datasets._folder import FolderRecords, image_files
 from rd3.datasets._records import Found
-from rd3.datasets._source import FileSource
-from rd3.datasets._sources import register_dataset
+from rd3.datasets._source import FileSource, register_dataset
 from rd3.errors import DataCorrupt, DataMissing
 from rd3.recipe import Normalisation
 
