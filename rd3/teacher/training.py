@@ -101,7 +101,13 @@ def fit(
     Crops and flips are drawn for each image; ``pad`` fills with zeros (black).
     """
     stopwatch = Stopwatch()
-    training, seed = _training_and_seed(recipe, dataset)
+    training, seed = recipe.training, recipe.seed
+    if training is None or seed is None:
+        raise BadValue(
+            f"Teacher {recipe.key[:12]} cannot be trained: its recipe has no training settings or no seed.",
+            "import its weights",
+        )
+    check_training_images(recipe, dataset)
     precision = resolve_precision(device, recipe.precision or "auto")
     network = build_network(
         recipe.network, dataset.info.num_classes, recipe.resolution, recipe.normalisation, generator(seed, "init")
@@ -146,17 +152,6 @@ def _resumed(
         return Counters()
     found.restore(network, optimizer)
     return found.counters
-
-
-def _training_and_seed(recipe: TrainableRecipe, dataset: Dataset) -> tuple[TeacherTraining, int]:
-    """Training settings and seed, once recipe and dataset fit together."""
-    if recipe.training is None or recipe.seed is None:
-        raise BadValue(
-            f"Teacher {recipe.key[:12]} cannot be trained: its recipe has no training settings or no seed.",
-            "import its weights",
-        )
-    check_training_images(recipe, dataset)
-    return recipe.training, recipe.seed
 
 
 def learning_rate(training: TeacherTraining, step: int, steps_per_epoch: int) -> float:
