@@ -126,7 +126,7 @@ def fit(
         note = f"epoch {epoch + 1}/{training.epochs}"
         report = within_epochs(progress, epoch, training.epochs, note)
         with ForkedRNG(device, seed, "dropout", epoch), repeatable_kernels():
-            row = _train_epoch(epoch, network, optimizer, images, recipe, training, device, precision, observer, report)
+            row = _train_epoch(epoch, network, optimizer, images, recipe, training, seed, precision, observer, report)
         observer.finish(epoch)
         counters.curve.append(row)
         epoch_s.append(time.perf_counter() - started)
@@ -176,23 +176,21 @@ def _train_epoch(
     images: Images,
     recipe: TrainableRecipe,
     training: TeacherTraining,
-    device: torch.device,
+    seed: int,
     precision: str,
     observer: Observer,
     report: Callable[[float], None],
 ) -> dict[str, float]:
     """One pass over the training images; returns its row of the training curve.  ``report`` gets the share done."""
-    seed = recipe.seed
-    assert seed is not None
     order = torch.randperm(len(images.labels), generator=generator(seed, "order", epoch))
     batches = [batch for batch in order.split(training.batch_size) if len(batch) > 1]
     stream = generator(seed, "augment", epoch)
     network.train()
-    losses, right, lr = [], torch.zeros((), dtype=torch.int64, device=device), 0.0
+    losses, right, lr = [], torch.zeros((), dtype=torch.int64, device=images.device), 0.0
     for index, batch in enumerate(batches):
         pixels, labels = images.batch(batch)
         views = augment(pixels, training, stream)
-        with autocast(device, precision):
+        with autocast(images.device, precision):
             logits = network(views)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
         lr = learning_rate(training, epoch * len(batches) + index, len(batches))
