@@ -74,7 +74,7 @@ class Expansion:
     blocked: dict[Key, str] = field(default_factory=dict)
     """Recipes of missing datasets: key to reason."""
     imports: dict[Key, str] = field(default_factory=dict)
-    """Teachers and sets that must be imported: key to reason, with the command; they block unless in the ledger."""
+    """What must be imported: key to reason, with the command; it blocks what needs it unless it is in the ledger."""
     labels: dict[Key, str] = field(default_factory=dict)
     """Display names of recipes, more specific than ``recipe.label()``."""
     teachers: dict[tuple[str, str], Teacher] = field(default_factory=dict)

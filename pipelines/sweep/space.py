@@ -290,7 +290,7 @@ class SpaceCheck:
             return cap
         alike = [value for value in dimension.choices if value >= self.size]
         step, low = dimension.step or 1, dimension.low or 0
-        if len(alike) > 1 or (not dimension.choices and dimension.bounds[1] - step >= self.size):
+        if len(alike) > 1 or (not dimension.choices and dimension.choices_or_ends[1] - step >= self.size):
             whole = f"{self.size} and above" if not alike else " and ".join(map(str, alike))
             fix = "keep one of them" if alike else f"end at {low + math.ceil((self.size - low) / step) * step}"
             self._problem(("batch_size",), f"Batch sizes {whole} are equivalent: {cap}.", fix)

@@ -64,7 +64,7 @@ def distributions(space: Sequence[Dimension]) -> dict[str, BaseDistribution]:
         if one.choices:
             found[one.field] = CategoricalDistribution(one.choices)
             continue
-        low, high = one.bounds
+        low, high = one.choices_or_ends
         if one.integer:
             found[one.field] = IntDistribution(int(low), int(high), log=one.log, step=int(one.step or 1))
         else:

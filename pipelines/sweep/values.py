@@ -36,18 +36,11 @@ class Dimension(Frozen):
         return self.choices or (self.low, self.high)
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value of a range; raises :class:`ValueError` for a list of choices."""
-        if self.low is None or self.high is None:
-            raise ValueError(f"{self.field} has no range")
-        return self.low, self.high
-
-    @property
     def count(self) -> int | None:
         """Number of values; None for a continuous range."""
         if self.choices:
             return len(self.choices)
-        low, high = self.bounds
+        low, high = self.choices_or_ends
         return None if self._spacing is None else round((high - low) / self._spacing) + 1
 
     @property
@@ -59,7 +52,7 @@ class Dimension(Frozen):
         """All values in order; None for a continuous range."""
         if self.choices or self.count is None:
             return self.choices or None
-        (low, _high), step = self.bounds, self._spacing or 0
+        low, step = self.low or 0, self._spacing or 0
         values = [low + number * step for number in range(self.count)]
         return tuple(int(value) if self.integer else round(value, 12) for value in values)
 
