@@ -168,15 +168,14 @@ def expand(grid: Grid, catalog: Catalog) -> Expansion:
     datasets that cannot be opened are blocked.  Raises :class:`GridErrors` for mistakes that are found only here, and
     for a grid without any supported cell.
     """
-    work = _Expander(grid, catalog)
+    expander = _Expander(grid, catalog)
     for number, part in enumerate(grid.parts):
         for dataset in part.datasets:
-            work.product(number, part, dataset)
-    work.check()
-    result = work.result
-    result.notes += [
-        f"{point} has no effect: it equals the base value." for point, moves in work.varied.items() if not moves
-    ]
+            expander.add_part(number, part, dataset)
+    expander.check()
+    result = expander.result
+    without_effect = [point for point, changes in expander.varied.items() if not changes]
+    result.notes += [f"{point} has no effect: it equals the base value." for point in without_effect]
     several = any(part.label_teachers for part in grid.parts)
     if several and not any("label_teachers" in cell.overrides for cell in result.cells):
         result.notes.append("label_teachers: no student learns labels of other teachers than `teacher`.")
@@ -262,8 +261,8 @@ class _Expander:
             problems = dict.fromkeys(located(*each) for each in dict.fromkeys(found))
             raise GridErrors(self.grid.source or self.grid.name, problems)
 
-    def product(self, number: int, part: Part, dataset: str) -> None:
-        """All cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""
+    def add_part(self, number: int, part: Part, dataset: str) -> None:
+        """Add all cells of one part on one dataset: methods, IPC, students, protocols, varied fields, then seeds."""
         info = self._info(dataset)
         teacher = self._teacher(dataset, part.teacher[dataset])
         labelling = tuple(self._teacher(dataset, role) for role in part.label_teachers) or (teacher,)
@@ -298,7 +297,7 @@ class _Expander:
                             without = _WITHOUT_OWN if resolved.protocol.own_labels and not made.own_labels else ""
                             self._refuse(without, number, "methods", at)
                             reason = made.reason or reasons[student] or resolved.unsupported or without
-                            self._cells(combination, made, resolved, seed, reason)
+                            self._add_cells(combination, made, resolved, seed, reason)
 
     def _refuse(self, reason: str, part: int, *path: str | int) -> None:
         """Keep the first place in the grid at which cells are unsupported; without a reason they are supported."""
@@ -336,7 +335,7 @@ class _Expander:
         self.varied[point] = self.varied.get(point, False) or protocol != base
         return base
 
-    def _cells(self, one: _Combination, made: _PartSet, resolved: _Resolved, set_seed: int, reason: str) -> None:
+    def _add_cells(self, one: _Combination, made: _PartSet, resolved: _Resolved, set_seed: int, reason: str) -> None:
         """Add the cells that differ in the student seed alone, with their recipes unless there is a ``reason``."""
         supported, protocol = made.recipe if not reason else None, resolved.protocol
         taught = protocol.taught or (made.recipe is not None and bool(made.recipe.teachers))
