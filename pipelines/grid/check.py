@@ -47,8 +47,6 @@ _LONGEST_NAME = 60
 """Characters of a name for imported sets."""
 _SETS_FIX = "`rd3 set list` shows the keys, `rd3 set import` imports a set"
 
-DEMONSTRATION = "Demonstration size: shows the path, not the claim."
-
 
 def check_document(document: Located, catalog: Catalog, small: bool = False) -> Grid | None:
     """The grid, or None with at least one problem added to the document.
@@ -70,7 +68,7 @@ def check_document(document: Located, catalog: Catalog, small: bool = False) -> 
         return full
     if "small" in changes:
         document.problem(("small", "small"), "The demonstration size has no demonstration size.", "remove it")
-    heading = " ".join(filter(None, (DEMONSTRATION, full.description)))
+    heading = " ".join(filter(None, ("Demonstration size: shows the path, not the claim.", full.description)))
     changed = data | {"name": f"{full.name}-small", "description": heading} | changes
     reduced = _grid(document, changed, catalog, changes)
     return reduced if small or reduced is None else full

@@ -48,9 +48,6 @@ from tracking.runs.fields import Fact, cell_facts
 if TYPE_CHECKING:
     from pipelines.settings import Session
 
-MISSING = "missing"
-"""Placeholder for the fingerprint of a missing dataset; dependent recipes are blocked."""
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -425,7 +422,7 @@ class _Expander:
             try:
                 fingerprint = self.catalog.fingerprint(dataset, training_only=self.split == "fit")
             except RD3Error as error:
-                fingerprint = MISSING
+                fingerprint = "missing"  # in keys of recipes that are blocked
                 self.absent[dataset] = str(error)
             self.data[dataset] = Data(name=dataset, fingerprint=fingerprint, split=self.split)
         return self.result.infos[dataset]

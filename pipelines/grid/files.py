@@ -25,9 +25,6 @@ from rd3.registry import did_you_mean
 from rd3.yaml_numbers import EXPONENTS
 
 T = TypeVar("T")
-Check = Callable[[Located, Catalog], T | None]
-"""Document and catalog to the grid or sweep; None with the problems that it adds to the document."""
-
 
 _GRIDS = files("pipelines") / "grids"
 SMALL = "-small"
@@ -119,8 +116,8 @@ def parse_grid(text: str, name: str, catalog: Catalog | None = None) -> Grid:
     return checked(check_document, read_located(text, name), catalog)
 
 
-def checked(check: Check[T], document: Located, catalog: Catalog | None) -> T:
-    """The grid or sweep in a document; raises :class:`GridErrors` with all mistakes."""
+def checked(check: Callable[[Located, Catalog], T | None], document: Located, catalog: Catalog | None) -> T:
+    """The grid or sweep that ``check`` finds in a document; raises :class:`GridErrors` with all mistakes."""
     unreadable = bool(document.problems) and document.data is None
     found = None if unreadable else check(document, catalog or Catalog())
     if found is None or document.problems:

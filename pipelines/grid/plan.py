@@ -30,10 +30,6 @@ from tracking.place import Place
 
 Status = Literal["reuse", "run", "blocked", "unsupported"]
 STATUSES: tuple[Status, ...] = ("reuse", "run", "blocked", "unsupported")
-KEEP = "run again to keep the student"
-"""Reason of the evaluations in :attr:`Plan.rerun_for_weights`."""
-_THREADS = 16
-"""Number of concurrent existence checks; on S3 each waits for the network."""
 
 
 class Item(NamedTuple):
@@ -227,8 +223,8 @@ def make_plan(
             amount = costs.work(recipe) if larger not in results.usable and larger not in wanted else Work()
             seconds, spread = rates.seconds(amount), rates.spread_of(amount)
             flops += amount.cost.flops
-            disk, reason = costs.disk_bytes(recipe), KEEP if key in results.studentless else ""
-            items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, disk))
+            reason = "run again to keep the student" if key in results.studentless else ""
+            items.append(Item(key, recipe.kind, label, "run", reason, seconds, spread, costs.disk_bytes(recipe)))
         elif key in results.usable:
             items.append(Item(key, recipe.kind, label, "reuse", results.other_code.get(key, "")))
     items += _unsupported(expansion)
@@ -284,7 +280,7 @@ def _results(expansion: Expansion, ledger: Ledger, exists: Callable[[Entry], boo
         listed = ledger.keys(kind)
         keys = [key for key, recipe in expansion.recipes.items() if recipe.kind == kind and key in listed]
         entries = list(ledger.find_many(kind, keys).values()) if keys else []
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(16) as pool:  # on S3 each check waits for the network
             present = list(pool.map(exists, entries))
         usable = {entry.key for entry, found in zip(entries, present, strict=True) if found}
         results.usable |= usable

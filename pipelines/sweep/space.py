@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 100_000
 """Maximum number of points of sampler ``grid``, which Optuna keeps in memory."""
-MOST_STEPS = 2**31
-"""Maximum number of steps of a range."""
-_JOINT = (
+_INTERDEPENDENT = (
     "labels", "loss", "soft_labels", "label_top_k", "label_epochs", "label_reuse", "teacher_mode", "epochs",
     "test_resize",
 )  # fmt: skip
@@ -170,7 +168,7 @@ class SpaceCheck:
             self._problem(at_step, "A logarithmic range has no steps.", "remove 'log' or 'step'")
         elif log and low <= 0:
             self._problem((field, "low"), f"A logarithmic range cannot start at {low}.", "start above 0")
-        elif step is not None and (high - low) / step > MOST_STEPS:
+        elif step is not None and (high - low) / step > 2**31:
             self._problem(at_step, f"Steps of {step} from {low} to {high} are too many.", "choose a larger step")
         elif step and not math.isclose((high - low) / step, max(1, round((high - low) / step)), abs_tol=1e-9):
             self._problem(at_step, f"Steps of {step} from {low} do not reach {high}.", "choose another step or end")
@@ -181,7 +179,7 @@ class SpaceCheck:
         The ends of a range stand for all of it: a contradiction between numbers is an inequality, which an end violates
         if any value does.
         """
-        tuned = [one for one in self.space.values() if one.field in _JOINT]
+        tuned = [one for one in self.space.values() if one.field in _INTERDEPENDENT]
         for values in itertools.product(*(one.choices_or_ends for one in tuned)):
             point = {one.field: value for one, value in zip(tuned, values, strict=True)}
             if self._contradiction(point):

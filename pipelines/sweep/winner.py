@@ -119,7 +119,6 @@ class Tested:
     """The test of one winner and of the base protocol on the same seeds; accuracies 0-100."""
 
     sweep: str
-    method: str
     params: dict[str, Any]
     validation_top1_pct: float
     recorded_at: str
@@ -246,7 +245,7 @@ def recorded_tests(
         precisions = sorted({entry.result["ran_precision"] for entry in entries if "ran_precision" in entry.result})
         found.append(
             Tested(
-                test["sweep"], test["method"], test["params"], test["validation_top1_pct"], test["recorded_at"],
+                test["sweep"], test["params"], test["validation_top1_pct"], test["recorded_at"],
                 test["seeds"], winner, base, protocol, protocol == current.protocol, tuple(precisions),
             )
         )  # fmt: skip

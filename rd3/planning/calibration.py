@@ -29,11 +29,7 @@ from rd3.planning.cost import CPU_THREAD, GPU, TRAIN_FACTOR, Rates, Work, forwar
 from rd3.seeding import generator
 from rd3.values import Frozen
 
-SECONDS = 20.0
-"""Approximate duration of a calibration in seconds."""
 _FITTED = ("fp32", "bf16", "bytes", "step_s")
-_MAX_EPOCHS = 1_000_000
-"""Upper limit on epochs; runs are ended by the clock."""
 _STEPS = {"cpu": 1, "cuda": 20}
 """Batches per epoch; only the end of an epoch waits for a GPU."""
 _TIME_SHARE = 0.7
@@ -118,7 +114,7 @@ _GPU_CASES = (_Case("resnet18", 100), _Case("resnet18", 50, 64), _Case("resnet18
 """Larger cases, as small images do not utilise a GPU."""
 
 
-def calibrate(device: torch.device | str, *, seconds: float = SECONDS) -> Calibration:
+def calibrate(device: torch.device | str, *, seconds: float = 20.0) -> Calibration:
     """Measure ``device`` (``cpu``: one thread) for about ``seconds``, or longer if a single step takes long.
 
     CPU time is measured on a CPU, so that concurrent work matters little, and wall time elsewhere.  Raises
@@ -235,7 +231,7 @@ def _step_s(case: _Case, precision: str, device: torch.device, seconds: float) -
             student=case.network,
             device=device,
             progress=tick,
-            epochs=_MAX_EPOCHS,
+            epochs=1_000_000,  # the clock ends it
             batch_size=case.batch,
             precision=precision,
         )

@@ -19,8 +19,6 @@ from rd3.models import Cost, Extent
 
 TRAIN_FACTOR = 3
 """Forward and backward pass together, in forward passes."""
-TABLE_CLASSES = (10, 20)
-"""The two numbers of classes from which ``forward_costs.json`` is computed; work is linear in the classes."""
 
 
 class Work(NamedTuple):
@@ -133,7 +131,7 @@ def extent(network: str, num_classes: int, resolution: int) -> Extent:
 
 def forward_table(names: Iterable[str]) -> dict[str, dict[str, list[list[float]]]]:
     """The content of ``forward_costs.json`` for these networks; regenerate the file after they change."""
-    few, many = TABLE_CLASSES
+    few, many = 10, 20  # numbers of classes, in which work is linear
 
     def line(low: float, high: float) -> list[float]:
         slope = (high - low) / (many - few)
