@@ -19,5 +19,5 @@ def shipped_sweeps() -> list[str]:
 
 
 def load_sweep(source: str | Path, catalog: Catalog | None = None) -> Sweep:
-    """Load a sweep, as :func:`pipelines.grid.files.load_grid` loads a grid."""
+    """Load a sweep by name or path; raises :class:`GridErrors` with all mistakes in the file."""
     return checked(check_sweep, read_named(str(source), _SWEEPS, "sweep"), catalog)

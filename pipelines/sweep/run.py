@@ -82,7 +82,7 @@ class SweepOutcome:
 
     @property
     def exit_code(self) -> int:
-        """As for a grid."""
+        """Of the command: 3 after a failure, that of an interruption after a signal, else 0."""
         return INTERRUPTED if self.interrupted else 3 if self.failed else 0
 
 

@@ -51,7 +51,7 @@ class Score(Frozen):
 
 @dataclass(frozen=True)
 class TrialInput:
-    """Input of one trial in a worker: plain data, without the earlier trials."""
+    """Input of one trial in a worker, without the earlier trials."""
 
     sweep: str
     """Name of the sweep's scratch folder."""
