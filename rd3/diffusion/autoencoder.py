@@ -69,7 +69,7 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
         raise BadValue(
             f"Backbone {recipe.key[:12]} has no settings for training its autoencoder.", "state `autoencoder`"
         )
-    vae, training, seed = codec.vae, recipe.autoencoder, recipe.seed or 0
+    vae, training = codec.vae, recipe.autoencoder
 
     def loss(images: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         posterior = codec.posterior(images)
@@ -82,15 +82,12 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
     def inputs(images: Images) -> PixelInputs:
         return PixelInputs(images, training.flip)
 
+    @torch.no_grad()
     def rescale(images: Images) -> None:
-        _rescale(codec, images, generator(seed, "autoencoder", "scaling"))
+        vae.register_to_config(scaling_factor=1.0)
+        stream = generator(recipe.seed or 0, "autoencoder", "scaling")
+        batches = in_order(images, min(len(images.labels), SCALED_FROM), 64)
+        latents = torch.cat([codec.encode(batch, [stream] * len(batch)).cpu() for batch in batches])
+        vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
 
     return Stage("autoencoder", nn.ModuleList([vae]), loss, training, inputs, rescale)
-
-
-@torch.no_grad()
-def _rescale(codec: Autoencoder, images: Images, stream: torch.Generator) -> None:
-    codec.vae.register_to_config(scaling_factor=1.0)
-    parts = in_order(images, min(len(images.labels), SCALED_FROM), 64)
-    latents = torch.cat([codec.encode(part, [stream] * len(part)).cpu() for part in parts])
-    codec.vae.register_to_config(scaling_factor=1 / float(latents.double().std()))

@@ -21,6 +21,7 @@ from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe, BackboneTraining
 from rd3.registry import Registry
 from rd3.tensor_bytes import sha256_of
+from rd3.values import first_mistake
 
 if TYPE_CHECKING:
     from rd3.teacher.training import Images
@@ -176,8 +177,7 @@ def parse_sizes(model: type[Sizes], family: str, config: Mapping[str, Any]) -> S
     try:
         return model.model_validate(config)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise wrong_size(family, ".".join(map(str, first["loc"])), str(first["msg"])) from None
+        raise BadValue(f"Backbone {family}, size {first_mistake(error)}.") from None
 
 
 def wrong_size(family: str, name: str, why: str, fix: str = "") -> BadValue:

@@ -39,27 +39,23 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[list[int
 
     Raises :class:`BadValue` for a prompt with a word that the tokenizer does not know, or that is too long for it.
     """
+    # Unknown characters would become the end token, and longer prompts be cut, with no more than a line in a log.
     for prompt in prompts:
-        _check(tokenizer, prompt)
+        for word in prompt.split():
+            if tokenizer.unk_token_id in _plain(tokenizer, word):
+                raise BadValue(
+                    f"The tokenizer of the text-to-image model does not know {word!r} in the prompt {prompt!r}.",
+                    "use words that the model was trained with",
+                )
+        tokens, most = len(_plain(tokenizer, prompt)), tokenizer.model_max_length - _SPECIAL
+        if tokens > most:
+            fact = f"The prompt {prompt!r} has {tokens} tokens, the text-to-image model reads {most}."
+            raise BadValue(fact, "shorten the prompt")
     rows: list[list[int]] = tokenizer(list(prompts), padding="max_length").input_ids
     return rows
 
 
-def _check(tokenizer: CLIPTokenizer, prompt: str) -> None:
-    # Unknown characters become the end token, and longer prompts are cut, with no more than a line in a log.
-    for word in prompt.split():
-        if tokenizer.unk_token_id in _plain(tokenizer, word):
-            raise BadValue(
-                f"The tokenizer of the text-to-image model does not know {word!r} in the prompt {prompt!r}.",
-                "use words that the model was trained with",
-            )
-    tokens, most = len(_plain(tokenizer, prompt)), tokenizer.model_max_length - _SPECIAL
-    if tokens > most:
-        raise BadValue(
-            f"The prompt {prompt!r} has {tokens} tokens, the text-to-image model reads {most}.", "shorten the prompt"
-        )
-
-
 def _plain(tokenizer: CLIPTokenizer, text: str) -> list[int]:
+    """The tokens of a text alone, without those of start and end."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids

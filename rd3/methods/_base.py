@@ -131,14 +131,12 @@ class Context:
 
         Raises :class:`Unsupported` if there are fewer than ``wanted``, for methods that need an image for each of IPC.
         """
-        split = self.split
-        labels = self.shared.get("labels")
-        if labels is None:
-            labels = self.shared["labels"] = self.dataset.labels(split)
-        indices = np.flatnonzero(labels == label)
+        if "labels" not in self.shared:
+            self.shared["labels"] = self.dataset.labels(self.split)
+        indices = np.flatnonzero(self.shared["labels"] == label)
         if len(indices) < wanted:
             raise Unsupported(
-                f"Class {self.info.class_ids[label]} has {len(indices)} images in split {split}, IPC is "
+                f"Class {self.info.class_ids[label]} has {len(indices)} images in split {self.split}, IPC is "
                 f"{self.recipe.ipc}."
             )
         return indices

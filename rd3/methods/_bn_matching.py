@@ -52,14 +52,13 @@ class BatchNormMatching(RecoveryMethod):
     Image ``k`` of each of ``batch_classes`` classes is one batch, in class order.  From Gaussian noise or the images of
     an init set, every iteration takes one view of the batch (crop, flip, roll: shared by all its images), adds the
     cross-entropy and ``bn_weight`` times the BatchNorm term, takes an Adam step on the pixels and clamps them.  The
-    last iterate is kept.  A block is a batch, or several generated one after the other.  A method that takes every
-    block from the same unchanged network may set ``side_by_side``.
+    last iterate is kept.  A block is a batch, or several generated one after the other.
     """
 
     Settings: ClassVar[type[MatchingSettings]] = MatchingSettings
     quick = {"iterations": 3}
     side_by_side: ClassVar[bool] = False
-    """Whether several blocks may be optimised as one batch."""
+    """Whether several blocks may be optimised as one batch: where all are taken from the same unchanged network."""
 
     def supports(self, info: DatasetInfo, ipc: int) -> Support:
         return Support(True)

@@ -165,12 +165,11 @@ def _fast_logits(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     from rd3.models import folded
 
     precision = resolve_precision(ctx.device, "auto")
-    network = ctx.shared.get("fast teacher")
-    if network is None:
-        network = ctx.shared["fast teacher"] = folded(ctx.teachers[0])
-        set_memory_format(network, precision)
+    if "fast teacher" not in ctx.shared:
+        ctx.shared["fast teacher"] = folded(ctx.teachers[0])
+        set_memory_format(ctx.shared["fast teacher"], precision)
     with torch.inference_mode(), autocast(ctx.device, precision):
-        logits: torch.Tensor = network(framed(crops, ctx)).float()
+        logits: torch.Tensor = ctx.shared["fast teacher"](framed(crops, ctx)).float()
     return logits
 
 
