@@ -76,9 +76,9 @@ class BatchNormMatching(RecoveryMethod):
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         return by_image(recipe.ipc, info.num_classes, recipe.settings["batch_classes"])
 
-    def views(self, settings: Any, side: int, iteration: int) -> Views:
-        """The augmentation of one iteration, for images of ``side`` pixels."""
-        return Views(side, settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
+    def views(self, settings: Any, iteration: int) -> Views:
+        """The augmentation of one iteration."""
+        return Views(settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
 
     def network(self, ctx: Context) -> torch.nn.Module:
         """The bare network against which a block is optimised."""
@@ -158,12 +158,11 @@ class BatchNormMatching(RecoveryMethod):
         value, independently: the gradient of the summed loss with respect to a batch is that of its own loss.
         """
         settings: MatchingSettings = ctx.settings
-        side = ctx.info.resolution
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
         images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
 
         def see(images: torch.Tensor, iteration: int, streams: Sequence[torch.Generator]) -> torch.Tensor:
-            views = self.views(settings, side, iteration)
+            views = self.views(settings, iteration)
             parts = zip(images.chunk(len(streams)), streams, strict=True)
             return torch.cat([views(part, own) for part, own in parts])
 

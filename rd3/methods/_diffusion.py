@@ -57,8 +57,6 @@ def sampled(
     ctx: Context,
     backbone: Backbone,
     *,
-    steps: int,
-    guidance: float,
     scheduler: str | None = None,
     conditions: Callable[[torch.Tensor], Conditions] | None = None,
     start: Callable[[Sequence[Member]], torch.Tensor] | None = None,
@@ -67,12 +65,12 @@ def sampled(
 ) -> torch.Tensor:
     """(n, 3, H, W) uint8: the images of a block, at the dataset's resolution: phases ``generate`` and ``decode``.
 
-    ``conditions`` maps labels (B,) int64 to what the model is conditioned on (by default its own for these classes),
-    ``start`` members, (label, k) each, to latents (B, C, h, w) for image-to-image with noise ``strength`` (0-1), and
-    ``guide`` members to the guide of their batch, which may change the guidance scale and the latents at every step (by
-    default it does not).  Every image has noise of its own, a function of set seed (0 if the recipe has none), label
-    and k.  On a CPU a batch holds images of one block, so that a block has the same bits however the blocks are shared
-    out.
+    The settings have the number of steps and the guidance scale.  ``conditions`` maps labels (B,) int64 to what the
+    model is conditioned on (by default its own for these classes), ``start`` members, (label, k) each, to latents
+    (B, C, h, w) for image-to-image with noise ``strength`` (0-1), and ``guide`` members to the guide of their batch,
+    which may change the guidance scale and the latents at every step (by default it does not).  Every image has noise
+    of its own, a function of set seed, label and k.  On a CPU a batch holds images of one block, so that a block has
+    the same bits however the blocks are shared out.
     """
     from rd3.diffusion.codec import to_size
     from rd3.diffusion.sampler import sample
@@ -89,8 +87,8 @@ def sampled(
                 (conditions or backbone.conditions)(labels),
                 [ctx.rng("sample", *member) for member in part],
                 part,  # passed on to the guide
-                steps=steps,
-                guidance=guidance,
+                steps=ctx.settings.steps,
+                guidance=ctx.settings.guidance,
                 start=start(part) if start is not None else None,
                 strength=strength,
                 guide=guide(part),

@@ -64,9 +64,7 @@ def key_patches(
 
 
 def contenders_scored(
-    margins: torch.Tensor,
-    wanted: int,
-    score: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    margins: torch.Tensor, wanted: int, score: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
     """(M, R) the teacher's losses of all crops that can be chosen, infinite for the others.
 

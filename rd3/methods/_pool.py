@@ -80,7 +80,7 @@ def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, 
     """(B, 3, H, W) in normalised space: one crop, one flip and one roll by 0 to ``jitter``, shared by the batch."""
     if settings.crop_scale_min is None:
         images = padded_crop(images, images.shape[-1] // 8, stream)
-    return Views(images.shape[-1], settings.crop_scale_min, settings.flip, jitter, two_sided=False)(images, stream)
+    return Views(settings.crop_scale_min, settings.flip, jitter, two_sided=False)(images, stream)
 
 
 def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:

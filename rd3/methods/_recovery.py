@@ -157,8 +157,6 @@ class BatchNormLoss(LayerLoss):
 class Views:
     """Augmentation of one iteration: the same crop, flip and cyclic shift (roll) for the whole batch."""
 
-    size: int
-    """Side of the output, in pixels."""
     crop_scale_min: float | None
     """Minimum area of the resized crop, as a fraction of the image; None disables cropping."""
     flip: bool
@@ -169,11 +167,11 @@ class Views:
     """Roll by -jitter to jitter instead of 0 to jitter."""
 
     def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, 3, size, size), differentiable."""
+        """Square images (B, 3, H, H) -> (B, 3, H, H), differentiable."""
         if self.crop_scale_min is not None:
-            height, width = images.shape[-2:]
-            box = crop_boxes(1, height, width, self.crop_scale_min, stream)
-            images = crop_and_resize(images, box.expand(len(images), -1), self.size)
+            side = images.shape[-1]
+            box = crop_boxes(1, side, side, self.crop_scale_min, stream)
+            images = crop_and_resize(images, box.expand(len(images), -1), side)
         if self.flip and torch.rand((), generator=stream) < 0.5:
             images = images.flip(-1)
         low = -self.jitter if self.two_sided else 0

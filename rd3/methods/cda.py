@@ -48,10 +48,10 @@ class CDA(BatchNormMatching):
     Settings = CDASettings
     side_by_side = True
 
-    def views(self, settings: CDASettings, side: int, iteration: int) -> Views:
+    def views(self, settings: CDASettings, iteration: int) -> Views:
         end = settings.milestone * settings.iterations
         area = smallest_area(iteration, end, settings.curriculum, settings.crop_scale_min)
-        return Views(side, area, settings.flip, settings.jitter, settings.two_sided)
+        return Views(area, settings.flip, settings.jitter, settings.two_sided)
 
 
 def smallest_area(iteration: int, end: float, curriculum: Curriculum, lowest: float) -> float:

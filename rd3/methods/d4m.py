@@ -97,8 +97,6 @@ class D4M(DiffusionMethod):
             block,
             ctx,
             model,
-            steps=settings.steps,
-            guidance=settings.guidance,
             conditions=conditions,
             start=lambda members: prototypes_of(folder, members),
             strength=settings.strength,

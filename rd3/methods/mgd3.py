@@ -88,8 +88,6 @@ class MGD3(DiffusionMethod):
             block,
             ctx,
             model,
-            steps=settings.steps,
-            guidance=settings.guidance,
             scheduler="ddpm",
             guide=lambda members: ModeGuide(prototypes_of(folder, members), settings.mode_scale, settings.stop),
         )

@@ -62,8 +62,7 @@ class Minimax(DiffusionMethod):
         return True
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        settings: MinimaxSettings = ctx.settings
-        return sampled(block, ctx, _tuned(ctx), steps=settings.steps, guidance=settings.guidance)
+        return sampled(block, ctx, _tuned(ctx))
 
 
 def _tuned(ctx: Context) -> Any:

@@ -88,11 +88,7 @@ def row_digest(pixels: np.ndarray) -> bytes:
 
 
 def content_digest(
-    dtype: str,
-    shape: tuple[int, ...],
-    rows: Iterable[bytes],
-    num_classes: int,
-    soft_labels: SoftLabels | None = None,
+    dtype: str, shape: tuple[int, ...], rows: Iterable[bytes], num_classes: int, soft_labels: SoftLabels | None = None
 ) -> str:
     """Digest of the pixels, labels and soft labels of a set.
 

@@ -106,6 +106,10 @@ class SyntheticSet:
         return self.images[:rows], self.labels[:rows]
 
 
+def _corrupt(manifest: Manifest, fact: str) -> DataCorrupt:
+    return DataCorrupt(f"{manifest.short}: {fact}.", _REMEDY)
+
+
 def _checked_manifest(folder: Path, classes: str | None, class_ids: Sequence[str] | None) -> Manifest:
     manifest = read_manifest(folder)
     _check_classes(manifest, classes, class_ids)
@@ -142,44 +146,39 @@ def _check_blocks(folder: Path, manifest: Manifest, use: Callable[[_ReadBlock], 
         use(block)
     if len(digests) != manifest.count:
         missing = next(row for row in range(manifest.count) if row not in digests)
-        raise DataCorrupt(f"{manifest.short}: row {missing} is missing from all files.", _REMEDY)
+        raise _corrupt(manifest, f"row {missing} is missing from all files")
     soft_labels = None
     if manifest.soft_label_kind is not None:
         parts = [part for part in soft if part is not None]
         if len(parts) < len(soft):
-            raise DataCorrupt(f"{manifest.short}: a block lacks its soft labels.", _REMEDY)
+            raise _corrupt(manifest, "a block lacks its soft labels")
         soft_labels = SoftLabels(torch.cat(parts), manifest.soft_label_kind).take(torch.cat(rows).argsort())
     shape = (manifest.count, 3, manifest.resolution, manifest.resolution)
     in_order = (digests[row] for row in range(manifest.count))
     content = content_digest(manifest.dtype, shape, in_order, len(manifest.class_ids), soft_labels)
     if content != manifest.content:
-        raise DataCorrupt(
-            f"{manifest.short}: its images have digest {content[:12]}, its manifest says {manifest.content[:12]}.",
-            _REMEDY,
-        )
+        raise _corrupt(manifest, f"its images have digest {content[:12]}, its manifest says {manifest.content[:12]}")
     return soft_labels
 
 
 def _check_classes(manifest: Manifest, classes: str | None, class_ids: Sequence[str] | None) -> None:
     if class_list_hash(manifest.class_ids) != manifest.classes:
-        raise DataCorrupt(f"{manifest.short}: its class list does not match the hash in its manifest.", _REMEDY)
+        raise _corrupt(manifest, "its class list does not match the hash in its manifest")
     if classes is None and class_ids is not None:
         classes = class_list_hash(class_ids)
     if classes is None or classes == manifest.classes:
         return
     if class_ids is None:
-        what = f"{manifest.short} has class list {manifest.classes[:12]}, expected {classes[:12]}."
+        what = f"has class list {manifest.classes[:12]}, expected {classes[:12]}"
     elif len(class_ids) != len(manifest.class_ids):
-        what = f"{manifest.short} has {len(manifest.class_ids)} classes, expected {len(class_ids)}."
+        what = f"has {len(manifest.class_ids)} classes, expected {len(class_ids)}"
     else:
-        pairs = zip(manifest.class_ids, class_ids, strict=True)
-        different = [(label, got, expected) for label, (got, expected) in enumerate(pairs) if got != expected]
+        pairs = enumerate(zip(manifest.class_ids, class_ids, strict=True))
+        different = [(label, got, expected) for label, (got, expected) in pairs if got != expected]
         label, got, expected = different[0]
-        what = (
-            f"{manifest.short} lists class {label} as {got}, expected {expected} (first of {len(different)} "
-            "differences)."
-        )
-    raise ClassOrderError(what, "use a set of this dataset, or import the images again from folders named by class")
+        what = f"lists class {label} as {got}, expected {expected} (first of {len(different)} differences)"
+    fix = "use a set of this dataset, or import the images again from folders named by class"
+    raise ClassOrderError(f"{manifest.short} {what}.", fix)
 
 
 def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _ReadBlock:
@@ -191,31 +190,24 @@ def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _Re
     raw = path.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != sha256:
-        raise DataCorrupt(
-            f"{manifest.short}: file {name} has sha256 {found[:12]}, its manifest says {sha256[:12]}.", _REMEDY
-        )
+        raise _corrupt(manifest, f"file {name} has sha256 {found[:12]}, its manifest says {sha256[:12]}")
     try:
         tensors = load(raw)
         images, labels, rows = tensors["images"], tensors["labels"], tensors["rows"]
     except (SafetensorError, KeyError):
-        raise DataCorrupt(f"{manifest.short}: file {name} is not a block of images.", _REMEDY) from None
+        raise _corrupt(manifest, f"file {name} is not a block of images") from None
     expected = (len(rows), 3, manifest.resolution, manifest.resolution)
     dtype = str(images.dtype).removeprefix("torch.")
     if tuple(images.shape) != expected or dtype != manifest.dtype or len(labels) != len(rows):
-        raise DataCorrupt(
-            f"{manifest.short}: file {name} holds {tuple(images.shape)} {dtype}, expected {expected} {manifest.dtype}.",
-            _REMEDY,
-        )
+        got = f"{tuple(images.shape)} {dtype}"
+        raise _corrupt(manifest, f"file {name} holds {got}, expected {expected} {manifest.dtype}")
     if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= manifest.count):
-        raise DataCorrupt(f"{manifest.short}: file {name} has rows outside 0..{manifest.count - 1}.", _REMEDY)
+        raise _corrupt(manifest, f"file {name} has rows outside 0..{manifest.count - 1}")
     classes, soft_labels = len(manifest.class_ids), tensors.get("soft_labels")
     for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
         if label != row % classes:
-            raise DataCorrupt(f"{manifest.short}: row {row} has label {label}, expected {row % classes}.", _REMEDY)
+            raise _corrupt(manifest, f"row {row} has label {label}, expected {row % classes}")
     if soft_labels is not None and tuple(soft_labels.shape) != (len(rows), classes):
-        raise DataCorrupt(
-            f"{manifest.short}: file {name} has soft labels of shape {tuple(soft_labels.shape)}, expected "
-            f"{(len(rows), classes)}.",
-            _REMEDY,
-        )
+        got, wanted = tuple(soft_labels.shape), (len(rows), classes)
+        raise _corrupt(manifest, f"file {name} has soft labels of shape {got}, expected {wanted}")
     return _ReadBlock(name, images, rows, soft_labels)

@@ -82,7 +82,7 @@ def test_views_are_cut_out_at_least_that_large(iteration):
     settings = resolve_settings("cda", dataset_info("cifar10"), 1, {"iterations": 200, "curriculum": "linear"})
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     images = torch.stack([rows, columns, rows]).expand(2, 3, 32, 32)
-    view, stream = METHODS.get("cda")().views(settings, 32, iteration), torch.Generator().manual_seed(iteration)
+    view, stream = METHODS.get("cda")().views(settings, iteration), torch.Generator().manual_seed(iteration)
     shares = []
     for _draw in range(150):
         seen = view(images, stream)

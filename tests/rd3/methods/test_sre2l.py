@@ -192,7 +192,7 @@ def test_pixels_that_are_not_finite_after_the_last_step_are_said_to_be_so():
 @pytest.mark.parametrize(("two_sided", "rolls"), [(False, range(3)), (True, range(-2, 3))])
 def test_views_are_shared_by_the_batch_and_roll_in_range(two_sided, rolls):
     images = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 3, 8, 8)
-    view, stream = Views(8, None, False, 2, two_sided), torch.Generator().manual_seed(0)
+    view, stream = Views(None, False, 2, two_sided), torch.Generator().manual_seed(0)
     allowed = {(h, w): torch.roll(images, (h, w), (2, 3)) for h in rolls for w in rolls}
     seen = set()
     for _draw in range(400):
@@ -204,7 +204,7 @@ def test_views_are_shared_by_the_batch_and_roll_in_range(two_sided, rolls):
 
 def test_views_crop_and_flip_the_whole_batch_alike():
     images = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).expand(3, 3, 16, 16)
-    view, stream = Views(16, 0.08, True, 4, False), torch.Generator().manual_seed(1)
+    view, stream = Views(0.08, True, 4, False), torch.Generator().manual_seed(1)
     outs = [view(images, stream) for _draw in range(5)]
     assert all(out.shape == (3, 3, 16, 16) and torch.equal(out[0], out[2]) for out in outs)
     assert not torch.equal(outs[0], outs[1])
