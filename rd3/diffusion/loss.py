@@ -8,7 +8,6 @@ learned range, the bound not rescaled).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -18,22 +17,16 @@ SMALLEST = 1e-12
 """Least probability of which a logarithm is taken."""
 
 
-@dataclass(frozen=True)
 class Noising:
-    """The forward (noising) process with linear betas: constants by timestep, (1000,) float64 on a device."""
+    """The forward (noising) process of DDPM and DiT: constants by timestep, (1000,) float64 on a device.
 
-    alpha_bar: torch.Tensor
-    """Cumulative product of 1 - beta."""
-    alpha_bar_prev: torch.Tensor
-    """The same one time earlier; 1 at time 0."""
-    beta: torch.Tensor
+    ``alpha_bar`` is the cumulative product of 1 - beta, ``alpha_bar_prev`` the same one time earlier, 1 at time 0.
+    """
 
-    @classmethod
-    def linear(cls, device: torch.device | str = "cpu") -> Noising:
-        """Betas from 0.0001 to 0.02, as in DDPM and DiT."""
-        beta = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64, device=device)
-        alpha_bar = (1 - beta).cumprod(0)
-        return cls(alpha_bar, torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]]), beta)
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.beta = torch.linspace(1e-4, 0.02, TIMES, dtype=torch.float64, device=device)
+        self.alpha_bar = (1 - self.beta).cumprod(0)
+        self.alpha_bar_prev = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, h, w) of x_0 and noise, at times ``t`` (B,) int64."""

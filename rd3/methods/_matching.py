@@ -81,7 +81,7 @@ class MatchingLoss(LayerLoss):
         self.convolutions = [name for name, layer in self.layers.items() if isinstance(layer, nn.Conv2d)]
         self.targets = targets
         self.patch, self.ema, self.drop_rate, self.stream = patch, ema, drop_rate, stream
-        self._averages: dict[str, Moments] = {}
+        self._averages: dict[str, list[torch.Tensor]] = {}
 
     def measured(self) -> list[str]:
         if not self.drop_rate:
@@ -93,23 +93,16 @@ class MatchingLoss(LayerLoss):
     def term(self, name: str, maps: torch.Tensor) -> torch.Tensor:
         from rd3.methods._moments import moments_of_batch
 
-        moments = self._averaged(name, moments_of_batch(maps, self.patch if name in self.convolutions else None))
-        distances = (weight * _distance(target[name], moments) for weight, target in self.targets)
+        measured = moments_of_batch(maps, self.patch if name in self.convolutions else None)
+        moments = [values for values in measured if values is not None]
+        pairs = list(zip(self._averages.get(name, [0.0] * len(moments)), moments, strict=True))
+        self._averages[name] = [self.ema * past + (1 - self.ema) * now.detach() for past, now in pairs]
+        entering = [average + now - now.detach() for average, now in zip(self._averages[name], moments, strict=True)]
+        distances = (weight * _distance(target[name], entering) for weight, target in self.targets)
         return cast("torch.Tensor", sum(distances))
 
-    def _averaged(self, name: str, batch: Moments) -> Moments:
-        past: Sequence[torch.Tensor | float | None] = self._averages.get(name, (0.0,) * len(batch))
-        averages = self._averages[name] = Moments._make(
-            None if now is None or before is None else self.ema * before + (1 - self.ema) * now.detach()
-            for before, now in zip(past, batch, strict=True)
-        )
-        return Moments._make(
-            None if now is None or average is None else average + now - now.detach()
-            for average, now in zip(averages, batch, strict=True)
-        )
 
-
-def _distance(target: Moments, moments: Moments) -> torch.Tensor:
-    pairs = zip(target, moments, strict=True)
-    norms = ((wanted - got).norm() for wanted, got in pairs if wanted is not None and got is not None)
-    return cast("torch.Tensor", sum(norms))
+def _distance(target: Moments, moments: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of the L2 norms of the differences; ``moments`` of BatchNorm layers, or targets, may lack those of tiles."""
+    pairs = zip(target, moments, strict=False)
+    return cast("torch.Tensor", sum((wanted - got).norm() for wanted, got in pairs if wanted is not None))

@@ -213,10 +213,9 @@ class SetWriter:
 
 def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:
     """Time of each phase, summed over the blocks."""
-    total: dict[str, dict[str, float]] = {}
+    total: dict[str, Phase] = {}
     for each in headers:
         for name, spent in each["phases"].items():
-            known = total.setdefault(name, {"wall_s": 0.0, "process_s": 0.0})
-            for unit in known:
-                known[unit] += spent[unit]
-    return {name: Phase(**spent) for name, spent in total.items()}
+            known = total.get(name, Phase(wall_s=0.0, process_s=0.0))
+            total[name] = Phase(wall_s=known.wall_s + spent["wall_s"], process_s=known.process_s + spent["process_s"])
+    return total

@@ -170,7 +170,7 @@ class DiT(Backbone):
 
         ``dropped`` (B,) bool: images that are trained without their class.
         """
-        noising = Noising.linear(self.device)
+        noising = Noising(self.device)
         noised = noising.noised(latents, noise, t)
         conditions = self.conditions(labels)
         assert conditions.null is not None

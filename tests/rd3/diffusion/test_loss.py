@@ -18,7 +18,7 @@ def case(t: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     clean, noise = (torch.randn(1, 2, 2, 2, generator=stream, dtype=torch.float64) for _ in range(2))
     output = torch.cat([noise + 0.1, torch.rand(1, 2, 2, 2, generator=stream, dtype=torch.float64) * 2 - 1], dim=1)
     at = torch.tensor([t])
-    return output, clean, Noising.linear().noised(clean, noise, at), at
+    return output, clean, Noising().noised(clean, noise, at), at
 
 
 def posterior(noising: Noising, t: int, clean: float, latent: float) -> tuple[float, float]:
@@ -31,7 +31,7 @@ def posterior(noising: Noising, t: int, clean: float, latent: float) -> tuple[fl
 
 @pytest.mark.parametrize("t", [1, 10, 500, 999])
 def test_the_posterior_is_that_of_bayes_rule(t: int):
-    noising = Noising.linear()
+    noising = Noising()
     clean, latent = torch.tensor([[[[0.3]]]], dtype=torch.float64), torch.tensor([[[[-1.2]]]], dtype=torch.float64)
     mean, variance = posterior(noising, t, 0.3, -1.2)
     assert float(noising.posterior_mean(clean, latent, torch.tensor([t]))) == pytest.approx(mean, rel=1e-9)
@@ -41,7 +41,7 @@ def test_the_posterior_is_that_of_bayes_rule(t: int):
 @pytest.mark.parametrize("t", [1, 300, 999])
 def test_the_bound_is_the_kl_divergence_by_numerical_integration(t: int):
     output, clean, latents, at = case(t)
-    noising = Noising.linear()
+    noising = Noising()
     found = float(variational_bound(output, clean, latents, at, noising))
     alpha_bar, beta = float(noising.alpha_bar[t]), float(noising.beta[t])
     terms = []
@@ -80,7 +80,7 @@ def test_bins_have_the_mass_of_the_normal_distribution_and_sum_to_one():
 
 def test_at_time_0_the_bound_is_the_likelihood_of_the_image():
     output, clean, latents, at = case(0)
-    noising = Noising.linear()
+    noising = Noising()
     clean = clean.clamp(-1, 1)
     predicted = noising.posterior_mean(noising.cleaned(latents, output[:, :2], at), latents, at)
     share = (output[:, 2:] + 1) / 2
@@ -92,7 +92,7 @@ def test_at_time_0_the_bound_is_the_likelihood_of_the_image():
 @pytest.mark.parametrize("t", [0, 400])
 def test_its_gradient_is_that_of_finite_differences_and_leaves_the_mean_alone(t: int):
     output, clean, latents, at = case(t)
-    noising, clean = Noising.linear(), clean.clamp(-0.9, 0.9)
+    noising, clean = Noising(), clean.clamp(-0.9, 0.9)
     output.requires_grad_(True)
     [gradient] = torch.autograd.grad(variational_bound(output, clean, latents, at, noising).sum(), output)
     assert not gradient[:, :2].any(), "the noise is learned by the squared error alone"
@@ -108,7 +108,7 @@ def test_its_gradient_is_that_of_finite_differences_and_leaves_the_mean_alone(t:
 def test_noised_and_cleaned_are_inverse():
     _output, clean, _latents, at = case(700)
     noise = torch.randn_like(clean)
-    noising = Noising.linear()
+    noising = Noising()
     assert torch.allclose(noising.cleaned(noising.noised(clean, noise, at), noise, at), clean)
 
 
