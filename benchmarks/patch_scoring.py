@@ -75,7 +75,7 @@ def scoring(
     recipe = trial_recipe("rded", dataset, ipc, mipc=images, num_crop=CROPS)
     method = RDED()
     settings = method.Settings.model_validate(recipe.settings)
-    label, wanted = 0, ipc * settings.tiles**2
+    label, wanted = 0, ipc * info.factor**2
     ctx = Context(recipe, settings, info, dataset, (teacher,), device)
     chosen = ctx.class_indices(label)[:images].tolist()
     crops = len(chosen) * CROPS
@@ -85,7 +85,7 @@ def scoring(
             "reference": as_work(lambda: reference(ctx, chosen, label, wanted), crops),
         }
     )
-    words = f"{bench.network}, {info.resolution} px, factor {settings.tiles}, IPC {ipc}"
+    words = f"{bench.network}, {info.resolution} px, factor {info.factor}, IPC {ipc}"
     gflop = 1e-9 * forward_cost(bench.network, info.num_classes, info.resolution).flops
     job = Job("patch_scoring", words, "crop", len(chosen), 1, gflop)
     dtype = resolve_precision(device, "auto")

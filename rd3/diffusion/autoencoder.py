@@ -10,7 +10,7 @@ from torch import nn
 
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
-from rd3.diffusion.inputs import PixelInputs, in_order
+from rd3.diffusion.inputs import PixelInputs, batches_in_order
 from rd3.diffusion.unet_cost import LATENT_CHANNELS
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
@@ -86,7 +86,7 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
     def rescale(images: Images) -> None:
         vae.register_to_config(scaling_factor=1.0)
         stream = generator(recipe.seed or 0, "autoencoder", "scaling")
-        batches = in_order(images, min(len(images.labels), SCALED_FROM), 64)
+        batches = batches_in_order(images, min(len(images.labels), SCALED_FROM), 64)
         latents = torch.cat([codec.encode(batch, [stream] * len(batch)).cpu() for batch in batches])
         vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
 

@@ -26,14 +26,12 @@ from rd3.values import first_mistake
 if TYPE_CHECKING:
     from rd3.teacher.training import Images
 
-MANIFEST = "backbone.json"
-
 
 class BackboneManifest(ArtifactManifest):
     """The content of ``backbone.json``."""
 
     noun: ClassVar[str] = "backbone"
-    file: ClassVar[str] = MANIFEST
+    file: ClassVar[str] = "backbone.json"
     fix: ClassVar[str] = "fetch, train or import the backbone again"
 
     family: str

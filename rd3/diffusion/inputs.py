@@ -17,7 +17,7 @@ _ENCODED = 128
 """Images that an autoencoder encodes at once."""
 
 
-def in_order(images: Images, count: int, size: int) -> Iterator[torch.Tensor]:
+def batches_in_order(images: Images, count: int, size: int) -> Iterator[torch.Tensor]:
     """The first ``count`` images as (``size``, 3, H, W) in [0, 1]; the last batch may be smaller."""
     for positions in torch.arange(count).split(size):
         yield to_unit(images.batch(positions)[0])
@@ -59,7 +59,7 @@ class LatentInputs:
 @torch.no_grad()
 def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
-    batches = in_order(images, len(images.labels), _ENCODED)
+    batches = batches_in_order(images, len(images.labels), _ENCODED)
     moments = [codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches]
     mean, log_variance = torch.cat(moments).chunk(2, dim=1)
     return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)  # diffusers' bounds

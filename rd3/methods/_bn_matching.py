@@ -47,12 +47,9 @@ class MatchingSettings(RecoverySettings):
 
 
 class BatchNormMatching(RecoveryMethod):
-    """Base of methods that recover images from one teacher, a batch of different classes at a time.
+    """Base of methods that recover images from one teacher, a batch of different classes at a time, as SRe2L does.
 
-    Image ``k`` of each of ``batch_classes`` classes is one batch, in class order.  From Gaussian noise or the images of
-    an init set, every iteration takes one view of the batch (crop, flip, roll: shared by all its images), adds the
-    cross-entropy and ``bn_weight`` times the BatchNorm term, takes an Adam step on the pixels and clamps them.  The
-    last iterate is kept.  A block is a batch, or several generated one after the other.
+    Images start from Gaussian noise or an init set.  A block is a batch, or several generated one after the other.
     """
 
     Settings: ClassVar[type[MatchingSettings]] = MatchingSettings

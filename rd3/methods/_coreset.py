@@ -12,7 +12,7 @@ from rd3.augment import to_unit
 from rd3.datasets import DatasetInfo
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Cost, Method, Needs
-from rd3.methods._patch_scoring import passes_at_once
+from rd3.methods._patch_scoring import images_per_pass
 from rd3.recipe import SetRecipe
 
 
@@ -50,7 +50,7 @@ def teacher_features(indices: np.ndarray, ctx: Context) -> np.ndarray:
 
     Images are those of the dataset at its size; the teacher is in eval mode.
     """
-    found, size = [], passes_at_once(ctx)
+    found, size = [], images_per_pass(ctx)
     for first in range(0, len(indices), size):
         pixels = ctx.dataset.images(ctx.split, indices[first : first + size].tolist())
         with torch.inference_mode(), ctx.autocast():

@@ -102,7 +102,7 @@ def _ranked(
     """Crops of the images, drawn image by image, and their margins (M, R) by the fast copy."""
     boxes: list[torch.Tensor] = []
     margins: list[torch.Tensor] = []
-    for batch in _batches(_drawn(images, boxes, stream, ctx, size), passes_at_once(ctx)):
+    for batch in _batches(_drawn(images, boxes, stream, ctx, size), images_per_pass(ctx)):
         margins.append(margin(_fast_logits(torch.stack(batch), ctx), label).cpu())
         ctx.progress(min(1.0, len(boxes) / len(images)))
     crops = Crops(label, images, torch.stack(boxes), size)
@@ -153,8 +153,8 @@ def _batches(crops: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Te
         yield batch
 
 
-def passes_at_once(ctx: Context) -> int:
-    """Crops that a network takes in one pass on the context's device."""
+def images_per_pass(ctx: Context) -> int:
+    """Number of images or crops that a network takes in one pass on the context's device."""
     return min(2048, max(16, _PIXELS.get(ctx.device.type, _PIXELS["cuda"]) // ctx.info.resolution**2))
 
 
@@ -179,7 +179,7 @@ def _scored(crops: Crops, places: torch.Tensor, ctx: Context) -> tuple[torch.Ten
         for image in numbers.unique().tolist():
             yield from crops.pixels(image, places[numbers == image] % crops.boxes.shape[1], ctx)
 
-    outputs = [logits_of(torch.stack(batch), ctx).cpu() for batch in _batches(cut(), passes_at_once(ctx))]
+    outputs = [logits_of(torch.stack(batch), ctx).cpu() for batch in _batches(cut(), images_per_pass(ctx))]
     logits = torch.cat(outputs)
     return cross_entropy(logits, crops.label), margin(logits, crops.label)
 

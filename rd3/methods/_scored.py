@@ -51,8 +51,8 @@ class ScoredCoreset(Method):
             if "hardness" not in ctx.shared:
                 ctx.shared["hardness"] = self.hardness(ctx.dynamics, ctx.settings)
             scores = ctx.shared["hardness"][indices]
-            settings: ScoredSettings = ctx.settings
-            chosen = ccs(scores, len(block.members), settings.beta, settings.strata, ctx.rng("select", label))
+            beta, strata = ctx.settings.beta, ctx.settings.strata
+            chosen = ccs(scores, len(block.members), beta, strata, ctx.rng("select", label))
             return ctx.dataset.images(ctx.split, indices[chosen].tolist())
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:

@@ -78,6 +78,7 @@ class D4M(DiffusionMethod):
     }
 
     def needs(self, info: DatasetInfo, settings: D4MSettings, teacher: str) -> Needs:
+        # 1 while a grid is checked, before the IPC is known.
         clustering = PrototypesSettings(clusters=settings.clusters or 1, expand=settings.expand)
         return Needs(backbones=(settings.backbone,), derived=(Derive("prototypes", clustering),))
 

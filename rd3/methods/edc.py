@@ -71,17 +71,17 @@ class EDC(PoolMethod):
             averaged = images.clone()
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
-                if not settings.flatness_weight:
-                    logits, matching = pool.forward(view(images, settings, stream), iteration)
-                    return F.cross_entropy(logits, labels) + settings.matching_weight * matching
                 # Cut as one batch, so that both are seen under the same draw.
-                seen, seen_averaged = view(torch.cat([images, averaged]), settings, stream).chunk(2)
+                both = torch.cat([images, averaged]) if settings.flatness_weight else images
+                seen, *seen_averaged = view(both, settings, stream).split(len(images))
                 logits, matching = pool.forward(seen, iteration)
-                with torch.no_grad():
-                    wanted = pool.logits(seen_averaged, iteration)
-                    averaged.lerp_(images, 1 - settings.image_ema)
                 loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
-                return loss + settings.flatness_weight * flatness(logits, wanted)
+                if seen_averaged:
+                    with torch.no_grad():
+                        wanted = pool.logits(seen_averaged[0], iteration)
+                        averaged.lerp_(images, 1 - settings.image_ema)
+                    loss = loss + settings.flatness_weight * flatness(logits, wanted)
+                return loss
 
             where = f"EDC, block {block.index}"
             images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)

@@ -70,6 +70,7 @@ class MGD3(DiffusionMethod):
     }
 
     def needs(self, info: DatasetInfo, settings: MGD3Settings, teacher: str) -> Needs:
+        # 1 while a grid is checked, before the IPC is known.
         clustering = PrototypesSettings(clusters=settings.clusters or 1, algorithm="kmeans")
         return Needs(backbones=(settings.backbone,), derived=(Derive("prototypes", clustering),))
 

@@ -30,12 +30,6 @@ class RDEDSettings(Settings):
     save_format: SaveFormat = "png"
     """``png`` stores pixels losslessly, ``jpeg`` after compression at quality 75, as the authors did."""
 
-    @property
-    def tiles(self) -> int:
-        """``factor`` after :meth:`RDED.resolve_size` has filled it in."""
-        assert self.factor is not None
-        return self.factor
-
 
 @register_method("rded", version=1)
 class RDED(Method):
@@ -82,23 +76,22 @@ class RDED(Method):
         return settings.factor == 1
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        settings: RDEDSettings = ctx.settings
+        factor: int = ctx.settings.factor
         with ctx.phase("select"):
-            patches = self._select(block.labels[0], len(block.members) * settings.tiles**2, ctx)
+            patches = self._select(block.labels[0], len(block.members) * factor**2, ctx)
         with ctx.phase("stitch"):
-            return to_uint8(mosaic(patches, settings.tiles, ctx.info.resolution), settings.save_format)
+            return to_uint8(mosaic(patches, factor, ctx.info.resolution), ctx.settings.save_format)
 
     def _select(self, label: int, wanted: int, ctx: Context) -> torch.Tensor:
         """(wanted, 3, s, s) float in 0-255: key patches of a class, the most realistic first."""
-        settings: RDEDSettings = ctx.settings
         indices, stream = ctx.class_indices(label), ctx.rng("select", label)
         if len(indices) < wanted:
             raise Unsupported(
                 f"Class {ctx.info.class_ids[label]} has {len(indices)} images in split {ctx.split}, rded needs "
                 f"{wanted} patches."
             )
-        chosen = [int(indices[n]) for n in torch.randperm(len(indices), generator=stream)[: settings.mipc]]
-        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // settings.tiles)
+        chosen = [int(indices[n]) for n in torch.randperm(len(indices), generator=stream)[: ctx.settings.mipc]]
+        return key_patches(label, chosen, wanted, stream, ctx, size=ctx.info.resolution // ctx.settings.factor)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         settings = RDEDSettings.model_validate(recipe.settings)

@@ -13,10 +13,10 @@ from rd3.methods._patch_scoring import (
     _cut_together,
     contenders_scored,
     cross_entropy,
+    images_per_pass,
     key_patches,
     logits_of,
     margin,
-    passes_at_once,
 )
 from rd3.seeding import generator
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
@@ -164,7 +164,7 @@ def test_passes_do_not_grow_with_the_number_of_crops():
         ctx.shared["fast teacher"] = ctx.teachers[0]
         key_patches(0, ctx.class_indices(0).tolist(), 2, generator(0, "crops"), ctx, size=32)
         largest.append(max(batches))
-    assert largest == [passes_at_once(ctx)] * 2
+    assert largest == [images_per_pass(ctx)] * 2
 
 
 @pytest.mark.parametrize("size", [16, 32])
@@ -189,5 +189,5 @@ def test_a_pass_has_about_as_many_pixels_at_every_side():
     at_once = {}
     for side in (32, 64, 224):
         dataset = ToyDataset(side=side, per_class=2)
-        at_once[side] = passes_at_once(_context(dataset, toy_teacher(dataset)))
+        at_once[side] = images_per_pass(_context(dataset, toy_teacher(dataset)))
     assert at_once == {32: 256, 64: 64, 224: 16}
