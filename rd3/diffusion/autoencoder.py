@@ -10,8 +10,8 @@ from torch import nn
 
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
+from rd3.diffusion.cost import LATENT_CHANNELS
 from rd3.diffusion.inputs import PixelInputs, batches_in_order
-from rd3.diffusion.unet_cost import LATENT_CHANNELS
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import generator
@@ -49,14 +49,16 @@ def make_autoencoder(widths: Sequence[int], layers: int, resolution: int) -> Aut
     )
 
 
-def check_widths(family: str, widths: Sequence[int], resolution: int) -> None:
-    """Raise :class:`BadValue` for channels that the group norms cannot divide, or too many levels."""
+def check_widths(family: str, name: str, widths: Sequence[int], resolution: int, halvings: int) -> None:
+    """Raise :class:`BadValue` for channels that the group norms cannot divide, or too many levels.
+
+    ``name``: that of the size; ``halvings``: how often images are halved on their way to the last level.
+    """
     for width in widths:
         if width % GROUPS:
-            raise wrong_size(family, "autoencoder", f"{width} is not a multiple of {GROUPS}")
-    if resolution % 2 ** (len(widths) - 1):
-        why = f"{resolution} pixels cannot be halved {len(widths) - 1} times"
-        raise wrong_size(family, "autoencoder", why, "use fewer levels")
+            raise wrong_size(family, name, f"{width} is not a multiple of {GROUPS}")
+    if resolution % 2**halvings:
+        raise wrong_size(family, name, f"{resolution} pixels cannot be halved {halvings} times", "use fewer levels")
 
 
 def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:

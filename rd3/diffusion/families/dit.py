@@ -15,10 +15,10 @@ from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import autoencoder_stage, check_widths, make_autoencoder
 from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Codec, Pixels
+from rd3.diffusion.cost import LATENT_CHANNELS, latent_side
 from rd3.diffusion.inputs import LatentInputs, PixelInputs
 from rd3.diffusion.loss import TIMES, Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
-from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue, DataMissing
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
@@ -255,7 +255,7 @@ def _sizes_and_side(config: Mapping[str, Any], resolution: int) -> tuple[DiTSize
         raise wrong_size("dit", "width", f"{sizes.width} is not a multiple of {sizes.heads} heads")
     side = resolution
     if sizes.autoencoder:
-        check_widths("dit", sizes.autoencoder, resolution)
+        check_widths("dit", "autoencoder", sizes.autoencoder, resolution, len(sizes.autoencoder) - 1)
         side = latent_side(sizes.autoencoder, resolution)
     if side % sizes.patch:
         raise wrong_size("dit", "patch", f"{side} pixels are not a multiple of {sizes.patch}")

@@ -16,11 +16,11 @@ from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import GROUPS, autoencoder_stage, check_widths, make_autoencoder
 from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder
+from rd3.diffusion.cost import LATENT_CHANNELS, latent_side
 from rd3.diffusion.families.dit import draws
 from rd3.diffusion.inputs import LatentInputs
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
-from rd3.diffusion.unet_cost import LATENT_CHANNELS, latent_side
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import scoped
@@ -261,17 +261,12 @@ def _text_encoder(sizes: TextToImageSizes, tokenizer: CLIPTokenizer) -> CLIPText
 
 def _sizes(config: Mapping[str, Any], resolution: int) -> TextToImageSizes:
     sizes = parse_sizes(TextToImageSizes, "text-to-image", config)
-    check_widths("text-to-image", sizes.autoencoder, resolution)
-    multiples = [("text_width", sizes.text_width, sizes.heads)]
-    multiples += [("unet", width, GROUPS) for width in sizes.unet]
-    multiples += [("unet", width, sizes.heads) for width in sizes.unet]
-    for name, value, factor in multiples:
-        if value % factor:
-            raise wrong_size("text-to-image", name, f"{value} is not a multiple of {factor}")
-    halvings = len(sizes.autoencoder) + len(sizes.unet) - 2
-    if resolution % 2**halvings:
-        why = f"{resolution} pixels cannot be halved {halvings} times"
-        raise wrong_size("text-to-image", "unet", why, "use fewer levels")
+    halvings = len(sizes.autoencoder) - 1
+    check_widths("text-to-image", "autoencoder", sizes.autoencoder, resolution, halvings)
+    for name, width in (("text_width", sizes.text_width), *(("unet", width) for width in sizes.unet)):
+        if width % sizes.heads:
+            raise wrong_size("text-to-image", name, f"{width} is not a multiple of {sizes.heads}")
+    check_widths("text-to-image", "unet", sizes.unet, resolution, halvings + len(sizes.unet) - 1)
     return sizes
 
 

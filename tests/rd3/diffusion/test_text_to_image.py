@@ -15,13 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from rd3.datasets import Dataset, dataset_info
 from rd3.diffusion.autoencoder import make_autoencoder
 from rd3.diffusion.backbone import content_digest, open_backbone
-from rd3.diffusion.cost import SIZED, sizes_of
+from rd3.diffusion.cost import SIZED, autoencoder_tally, sizes_of
 from rd3.diffusion.families.text_to_image import TextToImage
 from rd3.diffusion.foreign import import_backbone
 from rd3.diffusion.prompts import NEGATIVE
 from rd3.diffusion.sampler import sample
 from rd3.diffusion.training import train
-from rd3.diffusion.unet_cost import autoencoder_tally
 from rd3.errors import BadValue, DataMissing
 from rd3.planning.forecast import FORECASTS
 from rd3.recipe import BackboneRecipe, BackboneTraining, Data
