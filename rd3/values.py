@@ -30,6 +30,12 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class PluginSettings(Frozen):
+    """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # commands print what they are
+
+
 def first_mistake(error: ValidationError, *outer: str) -> str:
     """The first mistake that pydantic found, as ``outer.field.subfield: message``."""
     first = error.errors()[0]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, RD3Error
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 from rd3.registry import Registry
-from rd3.values import first_mistake
+from rd3.values import PluginSettings, first_mistake
 
 if TYPE_CHECKING:
     from rd3.datasets import Dataset
@@ -24,17 +24,11 @@ Progress = Callable[[float, str], None]
 """Called with the finished fraction (0-1) and a note."""
 
 
-class DerivationSettings(BaseModel):
-    """Base of a derivation's settings: typed, immutable, without unknown names, resolved into the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 class Derive(NamedTuple):
     """What a method asks for: a derivation by name, with its settings."""
 
     step: str
-    settings: DerivationSettings
+    settings: PluginSettings
 
 
 class Derivation(ABC):
@@ -45,7 +39,7 @@ class Derivation(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[type[DerivationSettings]]
+    Settings: ClassVar[type[PluginSettings]]
 
     @abstractmethod
     def derive(

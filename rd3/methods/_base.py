@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rd3.datasets import Dataset, DatasetInfo, Split
 from rd3.diffusion.derivation import Derive
@@ -24,7 +24,7 @@ from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
 from rd3.synthetic_set.block import Block
-from rd3.values import mistakes_in_field
+from rd3.values import PluginSettings, mistakes_in_field
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,14 +36,7 @@ if TYPE_CHECKING:
     from rd3.teacher.dynamics import Dynamics
 
 
-class Settings(BaseModel):
-    """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-_AnySettings = type[Settings]
-"""The annotation of :attr:`Method.Settings`, in whose class body the name ``Settings`` means that attribute."""
+Settings = PluginSettings
 
 
 class Support(NamedTuple):
@@ -167,7 +160,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[_AnySettings] = Settings
+    Settings: ClassVar[type[PluginSettings]] = PluginSettings
     counted: ClassVar[tuple[str, ...]] = ()
     """Names of settings that scale the compute of a set: a value below the published one is reported as reduced."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}

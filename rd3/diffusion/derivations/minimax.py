@@ -11,11 +11,12 @@ from pydantic import Field
 
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import sizes_of
-from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
+from rd3.diffusion.derivation import Derivation, Progress, register_derivation
 from rd3.errors import BadValue, Diverged
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
 from rd3.stopwatch import Stopwatch
+from rd3.values import PluginSettings
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 FILE = "changed.safetensors"
 
 
-class MinimaxTuning(DerivationSettings):
+class MinimaxTuning(PluginSettings):
     """Settings as in ``run.sh`` and ``train_dit.py`` of the released code."""
 
     epochs: int = Field(default=8, ge=0)

@@ -13,12 +13,13 @@ from pydantic import Field
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
 from rd3.diffusion.cost import sizes_of
-from rd3.diffusion.derivation import Derivation, DerivationSettings, Progress, register_derivation
+from rd3.diffusion.derivation import Derivation, Progress, register_derivation
 from rd3.diffusion.guide import Member
 from rd3.errors import BadValue, Unsupported
 from rd3.lazy import torch
 from rd3.models import Cost
 from rd3.recipe import BackboneRecipe, DerivedRecipe
+from rd3.values import PluginSettings
 
 if TYPE_CHECKING:
     from rd3.diffusion.backbone import Backbone
@@ -30,7 +31,7 @@ BATCH = 16
 """Images encoded together; affects the latents by rounding alone, and is in no key."""
 
 
-class PrototypesSettings(DerivationSettings):
+class PrototypesSettings(PluginSettings):
     """Settings of the clustering."""
 
     clusters: int = Field(ge=1)
