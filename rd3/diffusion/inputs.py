@@ -45,14 +45,16 @@ class LatentInputs:
         self._mirrored = _moments(images, codec, mirrored=True) if flip else None
 
     def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         there = positions.to(self.labels.device)
         moments = self._moments[there]
         if self._mirrored is not None:
             mirrored = random_mask(len(positions), stream, 0.5).to(there.device)
             moments = torch.where(mirrored[:, None, None, None], self._mirrored[there], moments)
-        mean, log_variance = moments.chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=stream).to(mean.device)
-        latents: torch.Tensor = (mean + (0.5 * log_variance).exp() * noise) * self._codec.vae.config.scaling_factor
+        posterior = DiagonalGaussianDistribution(moments)
+        noise = torch.randn(posterior.mean.shape, generator=stream).to(there.device)
+        latents: torch.Tensor = (posterior.mean + posterior.std * noise) * self._codec.vae.config.scaling_factor
         return latents
 
 
@@ -60,6 +62,4 @@ class LatentInputs:
 def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
     batches = batches_in_order(images, len(images.labels), _ENCODED)
-    moments = [codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches]
-    mean, log_variance = torch.cat(moments).chunk(2, dim=1)
-    return torch.cat([mean, log_variance.clamp(-30, 20)], dim=1)  # diffusers' bounds
+    return torch.cat([codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches])

@@ -179,12 +179,6 @@ class BatchNormMatching(RecoveryMethod):
                     loss = loss + (gradient * (images - images.detach())).sum()
                 return loss
 
-            images = optimise(
-                images,
-                loss_of,
-                space,
-                settings,
-                where=f"{type(self).__name__}, block {', '.join(str(batch.index) for batch in batches)}",
-                progress=progress,
-            )
+            where = f"{type(self).__name__}, block {', '.join(str(batch.index) for batch in batches)}"
+            images = optimise(images, loss_of, space, settings, where=where, progress=progress)
         return space.to_255(images)

@@ -53,12 +53,8 @@ class PoolMethod(RecoveryMethod):
     quick = {"iterations": 3, "batch_size": 10, "pool": ("teacher", "another")}
 
     def needs(self, info: DatasetInfo, settings: PoolSettings, teacher: str) -> Needs:
-        collection = CollectionSettings(
-            patch=settings.patch,
-            crop=settings.statistics_crop,
-            flip=settings.flip,
-            batch_size=settings.statistics_batch,
-        )
+        crop, batch_size = settings.statistics_crop, settings.statistics_batch
+        collection = CollectionSettings(patch=settings.patch, crop=crop, flip=settings.flip, batch_size=batch_size)
         return Needs(teachers=settings.pool or (teacher,), collection=collection, init=settings.init)
 
     def resolve_size(self, settings: PoolSettings, info: DatasetInfo, ipc: int) -> PoolSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -94,14 +95,8 @@ class D4M(DiffusionMethod):
         def conditions(labels: torch.Tensor) -> Conditions:
             return model.conditions_of([prompts[label] for label in labels.tolist()], settings.negative_prompt)
 
-        return sampled(
-            block,
-            ctx,
-            model,
-            conditions=conditions,
-            start=lambda members: prototypes_of(folder, members),
-            strength=settings.strength,
-        )
+        start = partial(prototypes_of, folder)
+        return sampled(block, ctx, model, conditions=conditions, start=start, strength=settings.strength)
 
     def steps_run(self, settings: D4MSettings) -> int:
         # PNDM, the scheduler of Stable Diffusion 1.5 and of local models, has one timestep more than ``steps``.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.prototypes import PrototypesSettings, clusters_for, prototypes_of
-from rd3.diffusion.guide import Guide, Step
+from rd3.diffusion.guide import Guide, Member, Step
 from rd3.errors import BadValue
 from rd3.lazy import torch
 from rd3.methods import Block, Context, Needs, Settings, register_method
@@ -85,10 +87,8 @@ class MGD3(DiffusionMethod):
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: MGD3Settings = ctx.settings
         [model], [folder] = ctx.backbones, ctx.derived
-        return sampled(
-            block,
-            ctx,
-            model,
-            scheduler="ddpm",
-            guide=lambda members: ModeGuide(prototypes_of(folder, members), settings.mode_scale, settings.stop),
-        )
+
+        def guide(members: Sequence[Member]) -> Guide:
+            return ModeGuide(prototypes_of(folder, members), settings.mode_scale, settings.stop)
+
+        return sampled(block, ctx, model, scheduler="ddpm", guide=guide)

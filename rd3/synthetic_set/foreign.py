@@ -30,7 +30,7 @@ from rd3.inputs.files import (
 from rd3.inputs.names import match_names
 from rd3.inputs.notes import Note, Say, warn_of_doubts
 from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
-from rd3.inputs.pixels import stated_space
+from rd3.inputs.pixels import Space, stated_space
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
 from rd3.synthetic_set.array_file import read_array, read_array_file
@@ -260,7 +260,7 @@ def import_tensors(
     if soft_label_kind is not None and stated not in (None, soft_label_kind):
         raise BadValue(f"soft_label_kind is {soft_label_kind!r}, {source} states {stated!r}.", "correct one of them")
     found = found._replace(soft_label_kind=soft_label_kind or stated)
-    return _imported(found, dataset, out, split, say, normalised, clip)
+    return _imported(found, dataset, out, split, say, stated_space(normalised, clip, dataset.info.normalisation))
 
 
 def _read_one(path: Path, what: str) -> Any:
@@ -271,26 +271,11 @@ def _read_one(path: Path, what: str) -> Any:
 
 
 def _imported(
-    given: ForeignSet,
-    dataset: Dataset,
-    out: Path,
-    split: SourceSplit,
-    say: Say,
-    normalised: Normalisation | str | None = None,
-    clip: bool = False,
+    given: ForeignSet, dataset: Dataset, out: Path, split: SourceSplit, say: Say, space: Space | None = None
 ) -> SetRecipe:
-    """Check a set, write it into ``out`` and return its recipe."""
+    """Check a set, write it into ``out`` and return its recipe; ``space``: the pixel space that the user states."""
     info = dataset.info
-    found = check_images_and_labels(
-        given.images,
-        given.labels,
-        info,
-        stated_space(normalised, clip, info.normalisation),
-        order=given.order,
-        soft_labels=given.soft_labels,
-        soft_label_kind=given.soft_label_kind,
-        say=say,
-    )
+    found = check_images_and_labels(info=info, space=space, say=say, **given._asdict())
     rows = _k_major(found.labels, info)
     pixels = found.images[rows].contiguous()
     soft = None if found.soft_labels is None else found.soft_labels.take(rows)

@@ -156,8 +156,8 @@ class SetWriter:
         self._remove_strays(set(files))
         phases = _summed(headers)
         peaks = [each["peak_mib"] for each in headers if each["peak_mib"] is not None]
-        count = self.recipe.ipc * self.info.num_classes
-        side = self.recipe.resolution
+        count, side = self.recipe.ipc * self.info.num_classes, self.recipe.resolution
+        shape = (count, 3, side, side)
         manifest = Manifest(
             recipe=self.recipe.model_dump(mode="json"),
             key=self.recipe.key,
@@ -170,9 +170,7 @@ class SetWriter:
             dtype=dtypes[0],
             count=count,
             files=files,
-            content=content_digest(
-                dtypes[0], (count, 3, side, side), self._digests(), self.info.num_classes, self._soft_labels()
-            ),
+            content=content_digest(dtypes[0], shape, self._digests(), self.info.num_classes, self._soft_labels()),
             phases=phases,
             generation_wall_s=sum(phase.wall_s for phase in phases.values()),
             generation_process_s=sum(phase.process_s for phase in phases.values()),
