@@ -13,7 +13,7 @@ from pydantic import Field
 
 from rd3.datasets import DatasetInfo
 from rd3.device import set_recovery_format
-from rd3.lazy import F, torch
+from rd3.lazy import F, nn, torch
 from rd3.methods import Block, Context, Needs, Support
 from rd3.methods._pixels import to_uint8
 from rd3.methods._recovery import (
@@ -77,28 +77,23 @@ class BatchNormMatching(RecoveryMethod):
         """The augmentation of one iteration."""
         return Views(settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
 
-    def network(self, ctx: Context) -> torch.nn.Module:
+    def network(self, ctx: Context) -> nn.Module:
         """The bare network against which a block is optimised."""
         network = ctx.teachers[0].network
         set_recovery_format(network, ctx.device)
         return network
 
-    def statistics(self, network: torch.nn.Module, settings: Any, batches: int) -> BatchNormLoss:
+    def statistics(self, network: nn.Module, settings: Any, batches: int) -> BatchNormLoss:
         """The unweighted BatchNorm loss of ``batches`` batches side by side."""
         return BatchNormLoss(network, settings.first_multiplier, batches=batches)
 
     def before(
-        self,
-        network: torch.nn.Module,
-        see: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        ctx: Context,
+        self, network: nn.Module, error: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, settings: Any
     ) -> torch.Tensor | None:
         """Hook before the first iteration of a batch; a returned tensor is added to that iteration's image gradient.
 
-        ``see`` maps images to the view that the first iteration will use; ``images`` are the initial images,
-        (B, 3, H, W) in normalised space, ``labels`` (B,) int64 their classes.
+        ``images`` are the initial ones, (B, 3, H, W) in normalised space; ``error`` gives their cross-entropy, under
+        the view that the first iteration will use.
         """
         return None
 
@@ -143,7 +138,7 @@ class BatchNormMatching(RecoveryMethod):
     def _recover(
         self,
         batches: Sequence[Block],
-        network: torch.nn.Module,
+        network: nn.Module,
         space: PixelSpace,
         streams: Sequence[torch.Generator],
         ctx: Context,
@@ -163,10 +158,12 @@ class BatchNormMatching(RecoveryMethod):
             parts = zip(images.chunk(len(streams)), streams, strict=True)
             return torch.cat([views(part, own) for part, own in parts])
 
-        def see_first(images: torch.Tensor) -> torch.Tensor:
-            return see(images, 0, [own.clone_state() for own in streams])
+        def first_error(images: torch.Tensor) -> torch.Tensor:
+            with ctx.autocast():
+                logits = network(see(images, 0, [own.clone_state() for own in streams]))
+            return F.cross_entropy(logits.float(), labels)
 
-        gradient = self.before(network, see_first, images, labels, ctx)
+        gradient = self.before(network, first_error, images, settings)
         with self.statistics(network, settings, len(batches)) as statistics:
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from rd3.datasets import DatasetInfo
-from rd3.lazy import F, torch
+from rd3.lazy import nn, torch
 from rd3.methods import Block, Context, Cost, register_method
 from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
 from rd3.methods._recovery import BatchNormLoss, by_image
@@ -64,28 +64,20 @@ class DWA(BatchNormMatching):
             return by_image(recipe.ipc, info.num_classes, info.num_classes)
         return super().blocks(recipe, info)
 
-    def network(self, ctx: Context) -> torch.nn.Module:
+    def network(self, ctx: Context) -> nn.Module:
         return copy.deepcopy(super().network(ctx))
 
-    def statistics(self, network: torch.nn.Module, settings: DWASettings, batches: int) -> BatchNormLoss:
+    def statistics(self, network: nn.Module, settings: DWASettings, batches: int) -> BatchNormLoss:
         # ``batches`` that pass the network at once: 1 here, as every block has a network of its own.
         return BatchNormLoss(network, settings.first_multiplier, settings.variance_weight, batches=batches)
 
     def before(
-        self,
-        network: torch.nn.Module,
-        see: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        ctx: Context,
+        self, network: nn.Module, error: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, settings: Any
     ) -> torch.Tensor | None:
-        settings: DWASettings = ctx.settings
         images = images.detach().requires_grad_(settings.accumulate)
         network.requires_grad_(True)
         for _step in range(settings.steps):
-            with ctx.autocast():
-                logits = network(see(images))
-            F.cross_entropy(logits.float(), labels).backward()
+            error(images).backward()
             climb(network, settings.rho / settings.steps)
         if not settings.accumulate:
             network.requires_grad_(False)
@@ -99,7 +91,7 @@ class DWA(BatchNormMatching):
         return passes * forward(recipe.teachers[0])
 
 
-def climb(network: torch.nn.Module, length: float) -> None:
+def climb(network: nn.Module, length: float) -> None:
     """Take one gradient-ascent step of L2 length ``length`` over all parameters, and clear their gradients."""
     found = [(parameter, parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
     norm = torch.stack([gradient.norm() for _parameter, gradient in found]).norm()

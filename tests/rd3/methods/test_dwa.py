@@ -72,7 +72,8 @@ def test_the_perturbation_is_plain_ascent_over_all_parameters(steps):
     before = copy.deepcopy(teacher.state_dict())
 
     copied = DWA().network(SimpleNamespace(device=torch.device("cpu"), teachers=[SimpleNamespace(network=teacher)]))
-    DWA().before(copied, lambda seen: seen, images, labels, _context(steps=steps))
+    settings = resolve_settings("dwa", TOY.info, 1, {**DWA.quick, **STILL, "steps": steps})
+    DWA().before(copied, lambda seen: F.cross_entropy(copied(seen), labels), images, settings)
     for name, parameter in copied.named_parameters():
         torch.testing.assert_close(parameter, expected[name])
         assert not torch.equal(parameter, before[name])
