@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -42,9 +41,8 @@ def _started_from(tmp_path, ipc=1):
     return SyntheticSet.open(tmp_path / "parents" / key).images.float() / 255
 
 
-def _context(**settings):
-    values = {**DWA.quick, **STILL, **settings}
-    return SimpleNamespace(settings=resolve_settings("dwa", TOY.info, 1, values), autocast=nullcontext)
+def _settings(**settings):
+    return resolve_settings("dwa", TOY.info, 1, {**DWA.quick, **STILL, **settings})
 
 
 def _ascended(network, images, labels, steps, rho):
@@ -72,8 +70,7 @@ def test_the_perturbation_is_plain_ascent_over_all_parameters(steps):
     before = copy.deepcopy(teacher.state_dict())
 
     copied = DWA().network(SimpleNamespace(device=torch.device("cpu"), teachers=[SimpleNamespace(network=teacher)]))
-    settings = resolve_settings("dwa", TOY.info, 1, {**DWA.quick, **STILL, "steps": steps})
-    DWA().before(copied, lambda seen: F.cross_entropy(copied(seen), labels), images, settings)
+    DWA().before(copied, lambda seen: F.cross_entropy(copied(seen), labels), images, _settings(steps=steps))
     for name, parameter in copied.named_parameters():
         torch.testing.assert_close(parameter, expected[name])
         assert not torch.equal(parameter, before[name])
@@ -96,7 +93,7 @@ def test_variances_are_weighed_in_a_case_computed_by_hand():
     first.running_mean, first.running_var = torch.tensor([1.0, 0.0]), torch.tensor([4.0, 4.0])
     network = nn.Sequential(first, nn.Identity(), second).eval()
     batch = torch.tensor([[0.0, 3.0], [2.0, 3.0]]).view(2, 2, 1, 1)
-    settings = _context(variance_weight=11.0).settings
+    settings = _settings(variance_weight=11.0)
     for loss, weight in ((DWA().statistics(network, settings, 1), 11), (BatchNormLoss(network, 10), 1)):
         with loss:
             network(batch)
@@ -155,7 +152,7 @@ def test_sets_equal_the_released_algorithm_written_out(accumulate, tmp_path):
     """Two batches of one image number; nothing random but the start."""
     settings = {"batch_classes": 2, "iterations": 4, "steps": 3, "lr": 0.1}
     made = _make(tmp_path, "made", accumulate=accumulate, **settings)
-    options = _context(**settings).settings
+    options = _settings(**settings)
     plain = {
         together: _released(_started_from(tmp_path), toy_teacher(TOY), [[0, 1], [2]], options, together=together)
         for together in (False, True)
