@@ -40,7 +40,7 @@ DIFFUSION_WHEELS = ("diffusers", "importlib-metadata")
 ARCHIVE = "kit.tar.xz"
 FOLDERS = ("recipes", "store", "data", "wheels")
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
-NAMED = 6
+LARGEST_NAMED = 6
 """Largest items that a refusal names."""
 
 
@@ -87,7 +87,7 @@ def pack(chosen: argparse.Namespace) -> None:
         raise BadValue(f"All {len(recipes)} recipes are in {chosen.store} already.", "there is nothing to pack")
     items = [*_parents(wanted, store), *_datasets(wanted, here.roots)]
     if not chosen.no_wheels:
-        items += _wheels(chosen.wheel or _pinned(wanted), chosen.python, chosen.out / "wheels")
+        items += _wheels(chosen.wheel or _needed_wheels(wanted), chosen.python, chosen.out / "wheels")
     documents = {
         f"recipes/{number:05d}-{recipe.kind}-{recipe.key[:12]}.json": to_json(recipe)
         for number, recipe in enumerate(wanted, 1)
@@ -183,7 +183,7 @@ def _datasets(wanted: Sequence[Recipe], roots: Roots) -> Iterator[Item]:
                 yield Item(path, f"data/{name}/{inside.as_posix()}", f"dataset {name}")
 
 
-def _pinned(recipes: Sequence[Recipe]) -> list[str]:
+def _needed_wheels(recipes: Sequence[Recipe]) -> list[str]:
     """The wheels that these recipes need, in the versions of constraints.txt."""
     diffusion = any(recipe.kind == "backbone" or "backbone" in dict(recipe.parents()) for recipe in recipes)
     names = (*WHEELS, *TEST_WHEELS, *(DIFFUSION_WHEELS if diffusion else ()))
@@ -197,13 +197,13 @@ def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:
     digits = python.replace(".", "")
     wanted: list[Path] = []
     for name in names:
-        found = _there(folder, name, digits)
+        found = _usable_wheel(folder, name, digits)
         if found is None:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
             command += ["--python-version", python, "--implementation", "cp", "--abi", f"cp{digits}", "--abi", "none"]
             command += [word for platform in (*PLATFORMS, "any") for word in ("--platform", platform)]
             done = subprocess.run([*command, "--dest", str(folder), name], capture_output=True, text=True, check=False)
-            found = _there(folder, name, digits)
+            found = _usable_wheel(folder, name, digits)
             if done.returncode or found is None:
                 said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
                 raise DataMissing(f"There is no wheel of {name} for Python {python}: {said}", "name another --wheel")
@@ -215,7 +215,7 @@ def _wheels(names: Sequence[str], python: str, folder: Path) -> Iterator[Item]:
         yield Item(path, f"wheels/{path.name}", "wheels")
 
 
-def _there(folder: Path, name: str, digits: str) -> Path | None:
+def _usable_wheel(folder: Path, name: str, digits: str) -> Path | None:
     """The wheel of a project in a folder that Python ``digits`` (such as 312) can use."""
     project, _equals, version = name.partition("==")
     spelt, number = re.sub("[-_.]+", "[-_.]+", project), re.escape(version) if version else "[^-]+"
@@ -228,7 +228,7 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _repository(kit: Path) -> dict[str, int]:
+def _repository_sizes(kit: Path) -> dict[str, int]:
     """Bytes of the repository's files, which travel as well, by the first two folders."""
     sizes: dict[str, int] = {}
     for name in _git("-c", "core.quotepath=off", "ls-files", "-co", "--exclude-standard").splitlines():
@@ -244,12 +244,12 @@ def _check_size(items: Sequence[Item], documents: int, kit: Path, limit: float) 
 
     ``documents``: bytes of the recipes.
     """
-    sizes = _repository(kit)
+    sizes = _repository_sizes(kit)
     for item in items:
         sizes[item.group] = sizes.get(item.group, 0) + item.source.stat().st_size
     total = sum(sizes.values()) + documents
     if total > limit * 1e6:
-        largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:NAMED]
+        largest = sorted(sizes.items(), key=lambda pair: -pair[1])[:LARGEST_NAMED]
         named = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest)
         raise BadValue(
             f"Kit and repository take {total / 1e6:.1f} MB, at most {limit:g} may travel. Largest, in MB: {named}.",

@@ -103,7 +103,7 @@ class Place:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.secrets / "ray-token")}
 
     @property
-    def outside(self) -> dict[str, str]:
+    def user_environment(self) -> dict[str, str]:
         """What a driver sets to use the stack."""
         addresses = {"RAY_ADDRESS": self.ray_address, "RAY_API_SERVER_ADDRESS": self.dashboard_uri}
         return self.login | self.s3 | {"RD3_ARTIFACTS": f"s3://{BUCKET}/rd3"} | addresses | self.ray_token

@@ -37,7 +37,7 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _all() -> dict[int, _Stat]:
+def _running() -> dict[int, _Stat]:
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
 
@@ -71,12 +71,12 @@ class Processes:
 
     def alive(self) -> bool:
         """Whether every leader lives."""
-        leaders, running = self._leaders(), _all()
+        leaders, running = self._leaders(), _running()
         return bool(leaders) and all(pid in running and running[pid].started == at for pid, at in leaders)
 
     def members(self) -> set[int]:
         """The leaders, their sessions, and all that descends from these, also where a leader is gone."""
-        running = _all()
+        running = _running()
         # A pid that another process has by now is not ours.
         ours = {pid for pid, at in self._leaders() if pid not in running or running[pid].started == at}
         found = {pid for pid, stat in running.items() if pid in ours or stat.session in ours}

@@ -125,7 +125,7 @@ def main() -> None:
     parts = [part(place) for part in PARTS if part.name in (getattr(asked, "parts", None) or names)]
     with _alone(place):
         if asked.command == "env":
-            print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in place.outside.items()))
+            print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in place.user_environment.items()))
         elif asked.command == "wipe":
             wipe(place)
         elif asked.command == "status":

@@ -100,15 +100,15 @@ def not_joined(address: str, error: Exception) -> RD3Error:
         )
     if isinstance(error, AuthenticationError):
         sentence = text.split(". ")[0].rstrip(".")
-        return RD3Error(f"No usable token for the Ray cluster at {address}: {sentence}.", _TOKEN)
+        return RD3Error(f"No usable token for the Ray cluster at {address}: {sentence}.", _TOKEN_FIX)
     if "Failed to connect to Ray cluster" in text:  # although the server responded
-        return RD3Error(f"The Ray cluster at {address} refused the connection.", _TOKEN)
+        return RD3Error(f"The Ray cluster at {address} refused the connection.", _TOKEN_FIX)
     return RD3Error(
         f"Cannot join the Ray cluster at {address}: {_first_line(error)}", "check the address with `ray status`"
     )
 
 
-_TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+_TOKEN_FIX = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
 
 
 def _first_line(error: Exception) -> str:
@@ -127,8 +127,7 @@ def last_line(text: str, otherwise: str) -> str:
     return lines[-1].rstrip(".") if lines else otherwise
 
 
-_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-_MODE = "RAY_AUTH_MODE"
+_MODE, _TOKEN, _TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _LONGEST_ROOT = 27
 """Characters of a temporary folder with which the paths of Ray's sockets stay within the 107 that Linux allows."""
 _FREE_BYTES = 64 * 2**20
@@ -167,7 +166,7 @@ def _own_token(folder: Path) -> Iterator[None]:
     Ray would keep one in HOME, in a file that every user of the machine can read.  Afterwards the process is as before,
     and can join another cluster; a Ray that has died keeps its token, without which its threads abort the process.
     """
-    if any(name in os.environ for name in _TOKENS):
+    if _TOKEN in os.environ or _TOKEN_PATH in os.environ:
         yield
         return
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of a compiled module
@@ -175,13 +174,13 @@ def _own_token(folder: Path) -> Iterator[None]:
     path, loader, mode = folder / "token", AuthenticationTokenLoader.instance(), os.environ.get(_MODE)
     path.touch(mode=0o600)
     path.write_text(secrets.token_hex(32))
-    os.environ[_TOKENS[-1]] = str(path)
+    os.environ[_TOKEN_PATH] = str(path)
     loader.reset_cache()
     try:
         yield
     finally:
         if not local.is_lost():
-            os.environ.pop(_TOKENS[-1], None)
+            os.environ.pop(_TOKEN_PATH, None)
             if mode is None:  # which Ray has set then
                 os.environ.pop(_MODE, None)
                 Config.initialize("")  # reads the environment again

@@ -177,11 +177,11 @@ def test_a_wheel_for_another_python_is_not_taken_for_one_of_this(tmp_path):
     names = ["pydantic-2.14.3-py3-none-any.whl", "pydantic_core-2.50.4-cp312-cp312-manylinux2014_x86_64.whl"]
     for name in names:
         (tmp_path / name).touch()
-    assert pack._there(tmp_path, "pydantic==2.14.3", "311").name == names[0]
-    assert pack._there(tmp_path, "pydantic", "313").name == names[0]
-    assert pack._there(tmp_path, "pydantic==2.14.2", "312") is None
-    assert pack._there(tmp_path, "pydantic-core==2.50.4", "312").name == names[1]
-    assert pack._there(tmp_path, "pydantic-core==2.50.4", "311") is None
+    assert pack._usable_wheel(tmp_path, "pydantic==2.14.3", "311").name == names[0]
+    assert pack._usable_wheel(tmp_path, "pydantic", "313").name == names[0]
+    assert pack._usable_wheel(tmp_path, "pydantic==2.14.2", "312") is None
+    assert pack._usable_wheel(tmp_path, "pydantic-core==2.50.4", "312").name == names[1]
+    assert pack._usable_wheel(tmp_path, "pydantic-core==2.50.4", "311") is None
 
 
 def refused(place: Path, *words: object) -> str:
