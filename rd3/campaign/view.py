@@ -42,7 +42,7 @@ class View:
 
     def progress(self, recipe: Recipe, fraction: float, note: str, status: str) -> None:
         if note.startswith(RESTARTING):
-            self.note(recipe, note)
+            self.line(f"{named(recipe)}: {note}")
         self._latest = f"{named(recipe)} {100 * fraction:.0f} %, {note}"
         self.draw(lambda: status)
 
