@@ -127,9 +127,9 @@ class StudentTraining:
         self._step = self._plain_step if self._stream is None else GraphedSteps(self._plain_step)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         self._evaluation = evaluation
-        self._total = len(dataset.labels(recipe.tested_on))
+        self._test_count = len(dataset.labels(recipe.tested_on))
         self._test_epochs = set(protocol.test_epochs) | {protocol.epochs}
-        self._watch = _ProgressTracker(evaluation, len(self._test_epochs) * self._total)
+        self._watch = _ProgressTracker(evaluation, len(self._test_epochs) * self._test_count)
         self._curve: list[dict[str, float]] = []
         self._unread: list[_Epoch] = []
         self._tests: dict[int, torch.Tensor] = {}
@@ -234,7 +234,7 @@ class StudentTraining:
         self._unread = []
 
     def _top1_pct(self, epoch: int) -> float:
-        return 100 * int(self._tests[epoch].sum()) / self._total
+        return 100 * int(self._tests[epoch].sum()) / self._test_count
 
     def result(self) -> EvalResult:
         """The result, once the student is trained and tested; writes its weights if they are to be kept."""
@@ -248,7 +248,7 @@ class StudentTraining:
             tested_on=self.recipe.tested_on,
             ran_precision=self.precision,
             correct=sum(per_class),
-            tested=self._total,
+            tested=self._test_count,
             top1_pct=self._top1_pct(protocol.epochs),
             per_class_correct=per_class,
             final_loss=self._curve[-1]["loss"],

@@ -71,8 +71,7 @@ class LabelledViews:
         self.cached_logits: LogitsStream | None = None
         protocol, device = recipe.protocol, images.device
         wanted = AHEAD.get(device.type, AHEAD_ELSEWHERE)
-        several = teachers and protocol.teacher_mode == "eval"
-        ahead = max(1, wanted // protocol.batch_size) if several else 1
+        ahead = max(1, wanted // protocol.batch_size) if teachers and protocol.teacher_mode == "eval" else 1
         self._chunks = views(images, labels, protocol, recipe.student_seed, ahead)
         self.once = once
         """The labels of the images, if these are labelled instead of views."""
