@@ -127,6 +127,11 @@ class EvalProtocol(Frozen):
         """Whether the labels are soft ones that the set comes with."""
         return self.labels == "soft" and self.soft_labels == "own"
 
+    @property
+    def mixes_images(self) -> bool:
+        """Whether an augmentation mixes images of a batch, as CutMix does."""
+        return any(AUGMENTATIONS.get(step.name).mixes for step in self.augmentation)
+
     def require_labels_of(self, soft_label_kind: str | None) -> None:
         """Raise :class:`BadValue` if the labels are a set's own, but the set has none (``soft_label_kind`` None)."""
         if self.own_labels and soft_label_kind is None:
@@ -191,7 +196,6 @@ def _label_contradictions(protocol: EvalProtocol, needs_logits: bool) -> list[st
 
     ``needs_logits``: the loss uses the teachers' logits, not only their softmax at its temperature.
     """
-    mixes = any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation)
     regime, loss = protocol.soft_labels, f"which loss {protocol.loss.name!r} does not learn from alone"
     once, per_image, pruned = regime == "once", regime in ("once", "own"), protocol.label_epochs is not None
     changed = sorted(name for name in _STORAGE if getattr(protocol, name) != _default(name))
@@ -207,7 +211,7 @@ def _label_contradictions(protocol: EvalProtocol, needs_logits: bool) -> list[st
         ),
         "soft_labels 'once' has no batches for teacher_mode 'batch'": once and protocol.teacher_mode == "batch",
         f"soft_labels {regime!r} labels mixed images by mixed probabilities, {loss}": (
-            per_image and mixes and needs_logits
+            per_image and protocol.mixes_images and needs_logits
         ),
         f"label_top_k keeps probabilities at one temperature, {loss}": shortened and needs_logits,
     }

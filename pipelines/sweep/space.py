@@ -13,7 +13,6 @@ from pydantic import Field
 from pipelines.grid.located_yaml import Path
 from pipelines.grid.structure import SENTENCES, Sentence, Structure, below, check_repeats, check_structure, what
 from pipelines.sweep.values import Dimension
-from rd3.augmentations import AUGMENTATIONS
 from rd3.errors import RD3Error
 from rd3.losses import LOSSES
 from rd3.protocol import EvalProtocol, UnresolvedValues, mistakes_in, number_type, protocol_names, unchanged_by
@@ -275,8 +274,7 @@ class SpaceCheck:
         if any(field in LOSSES.get(loss).Settings.model_fields for loss in losses):
             if field == "scale_t2" and set(self._possible("temperature")) == {1}:
                 return "the temperature is 1"
-            mixing = any(AUGMENTATIONS.get(step.name).mixes for step in self.base.augmentation)
-            return "" if mixing or field != "hard_mix" else "no augmentation mixes images"
+            return "" if self.base.mixes_images or field != "hard_mix" else "no augmentation mixes images"
         return f"loss {' and '.join(sorted(losses))} {'does' if len(losses) == 1 else 'do'} not use it"
 
     def _capped(self, dimension: Dimension) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from rd3.augment import to_unit
-from rd3.augmentations import AUGMENTATIONS
 from rd3.device import autocast, set_memory_format
 from rd3.evaluation.cached_logits import CachedLogits, LogitsStream
 from rd3.evaluation.hybrid import combine_logits
@@ -128,7 +127,7 @@ class OnceLabels:
         """(B, C) float32 logits for the views of a batch; those of mixed images are mixed as probabilities."""
         table = self._table(protocol)
         own = table[batch.rows]
-        if not any(AUGMENTATIONS.get(step.name).mixes for step in protocol.augmentation):
+        if not protocol.mixes_images:
             return own
         return mixture(own, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
 
