@@ -125,12 +125,12 @@ class Context:
         content = digest([existing(self.store, kind, key).files for kind, key in recipe.parents()])
         return CachedLogits(LogitsFolder(self.roots.home, keep.budget_bytes), content, keep.wanted)
 
-    def _stored(self, recipe: type[Kind], keys: tuple[Key, ...]) -> Iterator[tuple[Path, Entry, Kind]]:
+    def _stored(self, kind: type[Kind], keys: tuple[Key, ...]) -> Iterator[tuple[Path, Entry, Kind]]:
         """The verified folder, the entry and the recipe of each of these parents."""
-        kind = recipe.model_fields["kind"].default
+        name = kind.model_fields["kind"].default
         for key in keys:
-            folder, entry = self.store.fetch(kind, key), existing(self.store, kind, key)
-            yield folder, entry, recipe_of_kind(entry.recipe, recipe)
+            folder, entry = self.store.fetch(name, key), existing(self.store, name, key)
+            yield folder, entry, recipe_of_kind(entry.recipe, kind)
 
     def teachers(self, keys: tuple[str, ...]) -> list[NormalisedNetwork]:
         """Teachers, verified on recorded images once per machine, device and torch version."""
@@ -333,9 +333,9 @@ def _evaluation(context: Context) -> Evaluation:
         teachers,
         part.progress,
         part.tested,
-        context.out / STUDENT if part.keep_student else None,
-        context.cached_logits,
-        synthetic.soft_labels,
+        keep=context.out / STUDENT if part.keep_student else None,
+        cached_logits=context.cached_logits,
+        soft_labels=synthetic.soft_labels,
     )
 
 

@@ -234,7 +234,8 @@ def unresolved(protocol: EvalProtocol) -> str:
     Components that are not registered here, such as those of a missing plugin, are skipped.
     """
     for component in (protocol.loss, *protocol.augmentation):
-        registry = LOSSES if component is protocol.loss else AUGMENTATIONS
+        step = component is not protocol.loss
+        registry = AUGMENTATIONS if step else LOSSES
         if component.name not in registry:
             continue
         kind = registry.get(component.name)
@@ -242,7 +243,6 @@ def unresolved(protocol: EvalProtocol) -> str:
             settings = kind.Settings.model_validate_json(json.dumps(component.settings), strict=True)
         except ValidationError:
             return component.name
-        step = component is not protocol.loss
         without_effect = step and AUGMENTATIONS.get(component.name).resolve(settings, 1) is None
         if without_effect or canonical(without_neutral(settings)) != canonical(component.settings):
             return component.name
