@@ -171,8 +171,9 @@ def _archive(path: Path) -> str | None:
         with tarfile.open(path) as packed:  # gzip, bzip2 and xz too
             members = [member.name for member, _place in zip(packed, range(3), strict=False)]
         # The first format of torch.save, which torch still reads, was a tar archive with these members.
-        torchs = {"sys_info", "pickle"} & set(members)
-        return None if torchs else f"tar archive of {', '.join(members) or 'nothing'}"
+        if {"sys_info", "pickle"} & set(members):
+            return None
+        return f"tar archive of {', '.join(members) or 'nothing'}"
     except (tarfile.TarError, OSError, *UNREADABLE):
         pass
     try:
@@ -180,5 +181,6 @@ def _archive(path: Path) -> str | None:
             names = archive.namelist()
     except (OSError, *UNREADABLE):
         return None
-    torchs = any(name.endswith("data.pkl") for name in names)
-    return None if torchs else f"ZIP archive of {', '.join(names[:3]) or 'nothing'}"
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    return f"ZIP archive of {', '.join(names[:3]) or 'nothing'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -51,8 +50,10 @@ def write_tensors(path: Path, key: str, precision: str, tensors: dict[str, torch
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
     """sha256 over metadata, names, types, shapes and values."""
-    named = ((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in sorted(tensors.items()))
-    return sha256_of([json.dumps(metadata, sort_keys=True), *itertools.chain.from_iterable(named)])
+    parts: list[str | torch.Tensor] = [json.dumps(metadata, sort_keys=True)]
+    for name, value in sorted(tensors.items()):
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}", value]
+    return sha256_of(parts)
 
 
 @dataclass
