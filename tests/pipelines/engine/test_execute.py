@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.engine import execute as execution
-from pipelines.engine import trial_log, workers
+from pipelines.engine import bookkeeping, trial_log, workers
 from pipelines.engine.bookkeeping import Bookkeeping
 from pipelines.engine.execute import Failure, Outcome, execute
 from pipelines.engine.interrupts import Interrupts
@@ -54,7 +53,7 @@ class SilentTracker:
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     SilentTracker.calls.clear()
-    monkeypatch.setattr(execution, "Tracker", SilentTracker)
+    monkeypatch.setattr(bookkeeping, "Tracker", SilentTracker)
     monkeypatch.setattr(workers, "check_platform", lambda *_given: SilentTracker.calls.append("check"))
     place = Place(tracking_uri="", artifacts=str(tmp_path / "artifacts"), home=tmp_path)
     return Session(place.tracking_uri, place.artifacts, place.home)
@@ -70,7 +69,7 @@ def plan(*statuses: str, stale: tuple[tuple[str, str], ...] = ()) -> Plan:
 
 def test_nothing_to_run_needs_neither_ray_nor_mlflow(session: Session, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(workers, "ray_cluster", None)
-    monkeypatch.setattr(execution, "Tracker", None)
+    monkeypatch.setattr(bookkeeping, "Tracker", None)
     outcome = execute(Expansion(RECIPES), plan("reuse", "reuse", "blocked"), session)
     assert outcome.reused == KEYS[:2]
     assert outcome.failed == [Failure(RECIPES[KEYS[2]].label(), KEYS[2], "blocked", "no data")]
