@@ -139,7 +139,7 @@ def _packed(files: list[Path], root: Path, scratch: Path, total: int) -> Iterato
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Remove the owner's user and group from a tar member."""
-    return member.replace(uid=0, gid=0, uname="", gname="")
+    return member.replace(uid=0, gid=0, uname="", gname="", deep=False)  # a deep copy includes the open archive
 
 
 def unpack(tracker: Tracker, bundle: DatasetBundle, folder: Path, progress: Progress) -> None:
