@@ -167,7 +167,7 @@ def test_a_push_that_was_cut_off_is_never_read(here, place, tmp_path, monkeypatc
     assert dataset_bundles.find(tracker, name) is None
     runs = tracker.search([tracker.experiment(dataset_bundles.EXPERIMENT)], {"rd3.data": name})
     assert [run.info.status for run in runs] == ["FAILED"]
-    assert push(name, at(place, roots)).new
+    assert push(name, at(place, roots))[1]
 
 
 def test_one_process_of_a_node_fetches(here, place, tmp_path, monkeypatch):
