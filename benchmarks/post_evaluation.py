@@ -36,7 +36,8 @@ def run(bench: Bench) -> list[Row]:
 
 def _on_cpu(bench: Bench) -> list[Row]:
     """Rows for the precision that ``auto`` resolves to here, which has an aim, and for fp32."""
-    subject, usual = Subject(32, bench.network, BATCH), resolve_precision(bench.device, "auto")
+    subject = Subject(32, bench.network, BATCH)
+    usual: str = resolve_precision(bench.device, "auto")
     packs = {precision: [subject.recipe(precision=precision)] for precision in (usual, "fp32")}
     return _rows(bench, subject, packs, {usual: CPU_AIMS[usual]}, reference_steps=2)
 

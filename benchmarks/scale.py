@@ -88,7 +88,7 @@ class OnlyImportedTeachers(Ledger):
     def __init__(self, imported: set[str]):
         self.imported = imported
 
-    def keys(self, kind: str) -> set[str]:
+    def keys(self, kind: str, start: str = "") -> set[str]:
         return self.imported if kind == "teacher" else set()
 
     def find_many(self, kind: str, keys: Iterable[str]) -> dict[str, Entry]:

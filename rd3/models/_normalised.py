@@ -35,7 +35,7 @@ class NormalisedNetwork(nn.Module):
     def head_name(self) -> str:
         """Name of the last linear layer; raises :class:`Unsupported` for a network without any."""
         # In order of registration, which for every network here is the order of use.
-        names = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
+        names: list[str] = [name for name, module in self.network.named_modules() if isinstance(module, nn.Linear)]
         if not names:
             kind = type(self.network).__name__
             raise Unsupported(f"{kind} has no linear layer, expected one at its end.", "end it in nn.Linear")
