@@ -58,7 +58,6 @@ def sweep(
         loaded,
         found,
         here,
-        catalog,
         address=address,
         concurrent=concurrent,
         gpu_share=gpu_share,

@@ -101,7 +101,6 @@ class SweepRun:
     sweep: Sweep
     subjects: list[Subject]
     session: Session
-    catalog: Catalog
     address: str | None = None
     """Of a Ray cluster; None: this machine."""
     concurrent: int | None = None
@@ -417,7 +416,7 @@ class SweepRun:
     def _expanded(self, won: Sequence[Subject]) -> Expansion:
         """The grid of the tests of these methods, with winners that are not saved yet."""
         presets = [self.outcome.winners[subject.label] for subject in won]
-        catalog = self.catalog.with_protocols({preset.name: preset for preset in presets})
+        catalog = Catalog.of(self.session).with_protocols({preset.name: preset for preset in presets})
         grid = self.sweep.test_grid({subject.label: subject.winner_name for subject in won})
         return self._retry(partial(expand, grid, catalog))
 

@@ -39,7 +39,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
     shipped = load_sweep("demo")
     asked = shipped.model_copy(update={"trials": 4, "methods": shipped.methods[:1]})
 
-    return SweepRun(asked, subjects(asked, Catalog.of(here)), here, Catalog.of(here))
+    return SweepRun(asked, subjects(asked, Catalog.of(here)), here)
 
 
 def test_a_set_seed_without_effect_is_said_before_the_start(sweep, capsys):

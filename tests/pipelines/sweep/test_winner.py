@@ -210,7 +210,7 @@ def test_only_a_winner_of_the_same_sweep_is_replaced(here, tmp_path):
         for attempt in (
             lambda: check_free(folder, "demo-random", "demo"),
             lambda: write_preset(made, folder, "demo"),
-            lambda: SweepRun(subject.sweep, [subject], here, None).run(None),
+            lambda: SweepRun(subject.sweep, [subject], here).run(None),
         ):
             with pytest.raises(BadValue, match=r"demo-random\.yaml is not a winner of sweep demo, .*Fix: rename"):
                 attempt()
