@@ -53,7 +53,7 @@ def check_document(document: Located, catalog: Catalog, small: bool = False) -> 
 
     ``small``: the demonstration size, whose ``small`` keys replace those of the file.  Both sizes are checked.
     """
-    given = keys_of(document, "A grid", "methods, datasets, ipc and a teacher")
+    given = keys_of(document, "methods, datasets, ipc and a teacher")
     if given is None:
         return None
     data = {"name": document.name} | given

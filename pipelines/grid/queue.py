@@ -174,7 +174,7 @@ class RecipeQueue:
     def _await_parents(self, key: Key) -> None:
         parents = {parent for _kind, parent in self.recipes[key].parents()}
         parents.update(first for first in self.after.get(key, ()) if first not in self.unsuccessful)
-        self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._there(parent)}
+        self._missing[key] = {parent for parent in parents if parent in self.recipes and not self._has_result(parent)}
         if not self._missing[key]:
             self._make_ready(key)
 
@@ -187,7 +187,7 @@ class RecipeQueue:
         if not whole:
             heapq.heappush(self._longest, (-self.path_s[key], self.order[key], key))
 
-    def _there(self, key: Key) -> bool:
+    def _has_result(self, key: Key) -> bool:
         return self._state[key] in ("done", "reused")
 
     def demand(self, key: Key) -> Demand:
@@ -303,7 +303,7 @@ class RecipeQueue:
     def again(self, key: Key) -> None:
         """Requeue ``key``: its process died, or its artifact is missing.  Blocked if a parent has failed since."""
         self._stop_running(key)
-        if self._there(key):
+        if self._has_result(key):
             self._left_s += self.costs_s.get(key, 0.0)
         self._move(key, "waiting")
         failed = next((parent for _kind, parent in self.recipes[key].parents() if parent in self.unsuccessful), None)

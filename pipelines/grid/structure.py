@@ -218,13 +218,13 @@ def check_repeats(document: Located, items: list[Any], path: Path) -> None:
         seen.setdefault(text, place)
 
 
-def keys_of(document: Located, owner: str, required: str) -> dict[str, Any] | None:
-    """The keys of a file, or None and a problem for a file that is empty or something else than a mapping."""
+def keys_of(document: Located, required: str) -> dict[str, Any] | None:
+    """The values of a file by key, or None and a problem for one that is empty or something else than a mapping."""
     data = document.data
     if data is None:
         document.problem((), "The file is empty.", f"add {required}")
     elif not isinstance(data, dict):
-        document.problem((), f"{owner} must be a mapping, got {what(data)}.", "start with `methods:`")
+        document.problem((), f"A {document.kind} must be a mapping, got {what(data)}.", "start with `methods:`")
     return data if isinstance(data, dict) else None
 
 

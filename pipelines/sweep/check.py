@@ -77,7 +77,7 @@ SENTENCES: Mapping[str, Sentence] = {
 def check_sweep(document: Located, catalog: Catalog) -> Sweep | None:
     """The sweep, or None with at least one problem added to the document."""
     required = [key for key, field in SweepStructure.model_fields.items() if field.is_required() and key != "name"]
-    given = structure.keys_of(document, "A sweep", ", ".join(required))
+    given = structure.keys_of(document, ", ".join(required))
     if given is None:
         return None
     data = {"name": document.name} | given
