@@ -219,7 +219,5 @@ class Tuning:
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the best validation accuracy; the first in a tie."""
-        from optuna.trial import TrialState
-
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        complete = [trial for trial in self.trials() if trial.state.name == "COMPLETE"]
         return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)

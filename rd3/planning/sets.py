@@ -105,10 +105,10 @@ def plan_set(
     needs = planner.needs(info, settings, teacher)
     teachers = tuple(_of_this_class_list(teacher_of(role), role, info) for role in needs.teachers)
     about: dict[str, Any] = {"data": data, "classes": info.classes, "resolution": info.resolution}
-    statistics = [
+    statistics = tuple(
         StatisticsRecipe(teacher=each.key, collection=needs.collection, **about)
         for each in (teachers if needs.collection is not None else ())
-    ]
+    )
     dynamics = tuple(_recorded(recording, teacher_of(recording.role), about) for recording in needs.dynamics)
     backbones = tuple(backbone_of(role) for role in needs.backbones)
     pairs = zip(needs.derived, backbones, strict=False)
@@ -120,9 +120,7 @@ def plan_set(
         init = plan_set(needs.init, info, data, ipc, {}, teacher=teacher, **lookups)
     elif needs.init != NOISE:
         init = _known_start(needs.init, info, data, ipc, known_set)
-    return PlannedSet(
-        method, settings, info, data, ipc, teachers, tuple(statistics), dynamics, backbones, derived, init
-    )
+    return PlannedSet(method, settings, info, data, ipc, teachers, statistics, dynamics, backbones, derived, init)
 
 
 def _recorded(recording: Recording, teacher: TeacherRecipe, about: dict[str, Any]) -> TrainingDynamicsRecipe:
