@@ -238,7 +238,7 @@ def make_plan(
     cached_logits = None
     if cache_logits_bytes:
         cached_logits = forecast_logits(
-            queue.recipes.values(),
+            [expansion.recipes[key] for key in costs_s],
             cache_logits_bytes,
             work=costs.work,
             parents=expansion.recipes,

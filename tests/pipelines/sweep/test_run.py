@@ -44,7 +44,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepRun:
 
 def test_a_set_seed_without_effect_is_said_before_the_start(sweep, capsys):
     asked = sweep.sweep.model_copy(update={"methods": (Chosen(name="herding"),), "set_seed": 3})
-    show_intent(asked, subjects(asked, sweep.catalog))
+    show_intent(asked, subjects(asked, Catalog.of(sweep.session)))
     assert "Method herding has no set seed: its sets are planned with set seed 0 alone." in capsys.readouterr().out
 
 
