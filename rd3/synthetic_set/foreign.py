@@ -72,10 +72,10 @@ def import_folder(
     source = _unwrapped(source, info, say)
     require_unbroken_links(source)
     names = subfolders(source)
-    _refuse_soft(source)
+    _refuse_soft_label_files(source)
     label_of = _labels_by_name(names, info)
     if not label_of:
-        _refuse_files(source)
+        _refuse_files_of_sets(source)
     numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
@@ -88,7 +88,7 @@ def import_folder(
     if left:
         say(Note(left, doubtful=True))
     if numbered and order is None:
-        say(Note(f"folders are class numbers: {_meaning(label_of, info)}"))
+        say(Note(f"folders are class numbers: {_classes_of_numbers(label_of, info)}"))
     soft_labels, kind = soft_labels_beside(source, files, info, order)
     return _imported(ForeignSet(images, labels, order, soft_labels, kind), dataset, out, split, say)
 
@@ -148,7 +148,7 @@ def _not_a_class(source: Path, name: str, info: DatasetInfo) -> BadValue:
     return BadValue(fact, "name folders by class id, class name or label (00000 or new000)")
 
 
-def _refuse_files(source: Path) -> None:
+def _refuse_files_of_sets(source: Path) -> None:
     """Raise for a folder without class folders that holds files of sets, as a download does, with what to import."""
     files = [path for place in (source, source / "data") for path in sorted(place.glob("[!.]*"))]
     for suffixes in ((".parquet",), (*SUFFIXES, ".npz")):
@@ -167,7 +167,7 @@ def _refuse_files(source: Path) -> None:
         raise BadValue(f"{source} holds no class folders, but {len(found)} {found[0].suffix} file(s).", fix)
 
 
-def _refuse_soft(source: Path) -> None:
+def _refuse_soft_label_files(source: Path) -> None:
     """Raise for files of soft labels beside the class folders, other than RD3's own."""
     files = (path.name for path in sorted(source.iterdir()) if path.is_file() and not is_litter(path.name))
     soft = [name for name in files if _SOFT_FILES.fullmatch(name.lower()) and name != SOFT_LABELS]
@@ -186,7 +186,7 @@ def _stated_order(source: Path) -> StatedOrder | None:
     return StatedOrder.read(read_text(lists[0]), str(lists[0])) if lists else None
 
 
-def _meaning(label_of: dict[str, int], info: DatasetInfo) -> str:
+def _classes_of_numbers(label_of: dict[str, int], info: DatasetInfo) -> str:
     """Which class the first numbers and the last one are."""
     pairs = [f"{name} is {info.class_names[label]}" for name, label in sorted(label_of.items())]
     return ", ".join([*pairs[:2], "...", pairs[-1]] if len(pairs) > 3 else pairs)
@@ -248,7 +248,7 @@ def import_tensors(
     if isinstance(source, tuple):
         images, labels = source
         if isinstance(images, (str, Path)) and isinstance(labels, (str, Path)):
-            images, labels = _read_one(Path(images), "images"), _read_one(Path(labels), "labels")
+            images, labels = _array_in(Path(images), "images"), _array_in(Path(labels), "labels")
         found = ForeignSet(images, labels)
     elif read is not None:
         found = read(Path(source), dataset.info.num_classes, say)
@@ -263,7 +263,7 @@ def import_tensors(
     return _imported(found, dataset, out, split, say, stated_space(normalised, clip, dataset.info.normalisation))
 
 
-def _read_one(path: Path, what: str) -> Any:
+def _array_in(path: Path, what: str) -> Any:
     """The only tensor or array in a file of ``torch.save``, safetensors or ``.npy``."""
     from rd3.inputs.torch_files import read_tensor
 

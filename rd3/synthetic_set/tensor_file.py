@@ -65,9 +65,9 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt, .npz or .parquet.", fix)
     fix = f"{SAVE}; labels in a file of their own are given with --labels FILE"
     found = read_torch_file(path, "a file of images and labels", fix)
-    if isinstance(found, Mapping) and (several := _several(found)):
+    if isinstance(found, Mapping) and (several := _sets_under_data(found)):
         beside = {name: value for name, value in found.items() if name != "data"}
-        found = beside | _chosen(several, number, path.name)
+        found = beside | _chosen_set(several, number, path.name)
     elif number is not None:
         raise BadValue(f"{path.name} holds one set, got number {number}.", "leave out --number")
     if isinstance(found, (tuple, list)) and len(found) == 2:
@@ -105,7 +105,7 @@ def _field_of(fields: Mapping[Any, Any], accepted: tuple[str, ...]) -> Any:
     return next((name for one in accepted for name in fields if str(name).lower() == one), None)
 
 
-def _several(fields: Mapping[Any, Any]) -> list[Any]:
+def _sets_under_data(fields: Mapping[Any, Any]) -> list[Any]:
     """The (images, labels) pairs under ``data``, as VICO-UoE/DatasetCondensation saves them; else empty."""
     pairs = None if _field_of(fields, IMAGES) else fields.get("data")
     if not isinstance(pairs, (list, tuple)) or not pairs:
@@ -113,7 +113,7 @@ def _several(fields: Mapping[Any, Any]) -> list[Any]:
     return list(pairs) if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs) else []
 
 
-def _chosen(pairs: list[Any], number: int | None, file: str) -> dict[str, Any]:
+def _chosen_set(pairs: list[Any], number: int | None, file: str) -> dict[str, Any]:
     """One of several sets; raises :class:`BadValue` if ``number`` does not say which."""
     if number is None and len(pairs) > 1:
         raise BadValue(
@@ -134,9 +134,9 @@ def foreign_set(file: str, images: Any, labels: Any, beside: Mapping[str, Any], 
     """
     others = dict(beside)
     kind = others.pop(SOFT_LABEL_KIND, None)
-    soft = _soft_name(others, classes, file)
+    soft = _soft_label_field(others, classes, file)
     soft_labels = None if soft is None else others.pop(soft)
-    order = _order(others, file)
+    order = _stated_order(others, file)
     left = sorted(name for name in others if order is None or order.where != _field(file, name))
     if soft is not None and soft != "soft_labels":
         say(Note(f"soft labels are read from {_field(file, soft)}"))
@@ -155,7 +155,7 @@ def _header(path: Path) -> dict[str, Any]:
         return {name: value for name, value in (opened.metadata() or {}).items() if name != "format"}
 
 
-def _soft_name(others: Mapping[str, Any], classes: int, file: str) -> str | None:
+def _soft_label_field(others: Mapping[str, Any], classes: int, file: str) -> str | None:
     """The field with soft labels (N, C) beside the hard ones; raises for others that look like soft labels."""
     found = []
     for name, value in others.items():
@@ -182,7 +182,7 @@ def _field(file: str, name: str) -> str:
     return f"{file}, field {name!r}"
 
 
-def _order(others: Mapping[str, Any], file: str) -> StatedOrder | None:
+def _stated_order(others: Mapping[str, Any], file: str) -> StatedOrder | None:
     """The class order that a field states; a plain number is one of classes, not an order."""
     for name, value in others.items():
         number = isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0 or str(value).isdecimal()
