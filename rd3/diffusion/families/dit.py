@@ -134,7 +134,7 @@ class DiT(Backbone):
         self.scheduler().save_pretrained(folder / "scheduler")
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"transformer": self.transformer} | ({} if self.vae is None else {"vae": self.vae})
+        return {"transformer": self.transformer, **({} if self.vae is None else {"vae": self.vae})}
 
     def scheduler(self, name: str | None = None) -> Any:
         from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
