@@ -14,7 +14,7 @@ from torch import nn
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import autoencoder_stage, check_widths, make_autoencoder
 from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
-from rd3.diffusion.codec import Autoencoder, Codec, Pixels
+from rd3.diffusion.codec import Autoencoder, Pixels
 from rd3.diffusion.cost import LATENT_CHANNELS, latent_side
 from rd3.diffusion.inputs import LatentInputs, PixelInputs
 from rd3.diffusion.loss import TIMES, Noising, squared_error, variational_bound
@@ -65,16 +65,12 @@ class DiT(Backbone):
     guided_channels = 3  # also of latents with four (facebookresearch/DiT ``models.py``)
 
     def __init__(
-        self,
-        info: DatasetInfo,
-        transformer: DiTTransformer2DModel,
-        codec: Codec,
-        rows: list[int],
-        vae: AutoencoderKL | None = None,
+        self, info: DatasetInfo, transformer: DiTTransformer2DModel, rows: list[int], vae: AutoencoderKL | None = None
     ):
         """``rows``: the row of the class embedding of each class of ``info``; the last row of all is "no class"."""
         super().__init__(info)
-        self.transformer, self.codec, self.vae = transformer, codec, vae
+        self.transformer, self.vae, side = transformer, vae, transformer.config.sample_size
+        self.codec = Pixels(side) if vae is None else Autoencoder(vae, side)
         self.rows = torch.tensor(rows)
         share_embedders(transformer)
 
@@ -99,8 +95,7 @@ class DiT(Backbone):
             )
             initialise(transformer)
             vae = make_autoencoder(sizes.autoencoder, sizes.layers, info.resolution) if sizes.autoencoder else None
-        codec = Autoencoder(vae, side) if vae is not None else Pixels(side)
-        return cls(info, transformer, codec, list(range(info.num_classes)), vae)
+        return cls(info, transformer, list(range(info.num_classes)), vae)
 
     @classmethod
     def load(cls, folder: Path, info: DatasetInfo) -> Self:
@@ -108,7 +103,7 @@ class DiT(Backbone):
 
         stored: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
         transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer", **stored)
-        side, classes = transformer.config.sample_size, transformer.config.num_embeds_ada_norm
+        classes = transformer.config.num_embeds_ada_norm
         rows = list(range(classes)) if classes == info.num_classes else _imagenet(info, classes)
         channels = transformer.config.in_channels
         if not (folder / "vae").is_dir():
@@ -117,7 +112,7 @@ class DiT(Backbone):
                     f"{folder} has no vae, and its transformer works on latents of {channels} channels.",
                     "add the folder vae of the published pipeline",
                 )
-            return cls(info, transformer, Pixels(side), rows)
+            return cls(info, transformer, rows)
         vae = AutoencoderKL.from_pretrained(folder / "vae", **stored)
         if vae.config.latent_channels != channels:
             raise BadValue(
@@ -125,7 +120,7 @@ class DiT(Backbone):
                 f"{channels}.",
                 "use the vae of the same pipeline",
             )
-        return cls(info, transformer, Autoencoder(vae, side), rows, vae)
+        return cls(info, transformer, rows, vae)
 
     def save(self, folder: Path) -> None:
         with_copies(self.transformer).save_pretrained(folder / "transformer")
