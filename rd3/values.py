@@ -31,9 +31,9 @@ class Frozen(BaseModel):
 
 
 class PluginSettings(Frozen):
-    """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
+    """Base of the settings of methods and derivations, with what the docstrings of fields say as their descriptions."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)  # commands print what they are
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 def first_mistake(error: ValidationError, *outer: str) -> str:

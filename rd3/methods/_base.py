@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     from rd3.teacher.dynamics import Dynamics
 
 
-Settings = PluginSettings
+class Settings(PluginSettings):
+    """Base of a method's settings: typed, immutable, without unknown names, resolved into the recipe."""
+
+
+_AnySettings = type[Settings]
+"""The annotation of :attr:`Method.Settings`, in whose class body the name ``Settings`` means that attribute."""
 
 
 class Support(NamedTuple):
@@ -160,7 +165,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int]
-    Settings: ClassVar[type[PluginSettings]] = PluginSettings
+    Settings: ClassVar[_AnySettings] = Settings
     counted: ClassVar[tuple[str, ...]] = ()
     """Names of settings that scale the compute of a set: a value below the published one is reported as reduced."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}

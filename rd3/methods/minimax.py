@@ -10,11 +10,11 @@ from rd3.datasets import DatasetInfo
 from rd3.diffusion.derivation import Derive
 from rd3.diffusion.derivations.minimax import FILE, MinimaxTuning
 from rd3.lazy import torch
-from rd3.methods import Block, Context, Needs, register_method
+from rd3.methods import Block, Context, Needs, Settings, register_method
 from rd3.methods._diffusion import DiffusionMethod, sampled
 
 
-class MinimaxSettings(MinimaxTuning):
+class MinimaxSettings(MinimaxTuning, Settings):
     """Settings of the fine-tuning, as published, and of the sampling."""
 
     backbone: str = "dit"
