@@ -132,9 +132,6 @@ class Backbone(ABC):
 class Inputs(Protocol):
     """What a stage is trained on: the training images as its networks take them."""
 
-    labels: torch.Tensor
-    """(N,) int64 on the device."""
-
     def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         """(B, ...) of the images at these positions, augmented with draws of a CPU stream."""
 

@@ -28,7 +28,6 @@ class PixelInputs:
 
     def __init__(self, images: Images, flip: bool):
         self._images, self._flip = images, flip
-        self.labels = images.labels
 
     def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         pixels = to_unit(self._images.batch(positions)[0])
@@ -40,14 +39,14 @@ class LatentInputs:
 
     def __init__(self, images: Images, flip: bool, codec: Autoencoder):
         """With ``flip``, the posterior of the mirrored image is drawn from half of the time."""
-        self.labels, self._codec = images.labels, codec
+        self._codec = codec
         self._moments = _moments(images, codec, mirrored=False)
         self._mirrored = _moments(images, codec, mirrored=True) if flip else None
 
     def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-        there = positions.to(self.labels.device)
+        there = positions.to(self._moments.device)
         moments = self._moments[there]
         if self._mirrored is not None:
             mirrored = random_mask(len(positions), stream, 0.5).to(there.device)

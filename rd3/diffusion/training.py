@@ -110,7 +110,7 @@ class _StageTraining(AveragedTraining):
         stream = generator(self.seed, name, "noise", epoch)
         batches, losses = order.split(training.batch_size), []
         for number, batch in enumerate(batches):
-            inputs, labels = self._inputs.draw(batch, stream), self._inputs.labels[batch.to(self.device)]
+            inputs, labels = self._inputs.draw(batch, stream), images.labels[batch.to(self.device)]
             with autocast(self.device, self.precision):
                 loss = self.stage.loss(inputs, labels, stream)
             warmup = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))

@@ -90,7 +90,6 @@ def test_latents_are_drawn_from_the_posterior_of_the_image_or_its_mirror(digits:
     assert isinstance(codec, Autoencoder)
     images = Images(digits, "train", torch.device("cpu"))
     inputs, position = LatentInputs(images, flip, codec), 7
-    assert torch.equal(inputs.labels, images.labels)
     stream = generator(1, "draws")
     drawn = inputs.draw(torch.full((4000,), position), stream)
     pixels = images.batch(torch.tensor([position]))[0].float() / 255
