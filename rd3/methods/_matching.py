@@ -95,8 +95,9 @@ class MatchingLoss(LayerLoss):
 
         measured = moments_of_batch(maps, self.patch if name in self.convolutions else None)
         moments = [values for values in measured if values is not None]
-        pairs = list(zip(self._averages.get(name, [0.0] * len(moments)), moments, strict=True))
-        self._averages[name] = [self.ema * past + (1 - self.ema) * now.detach() for past, now in pairs]
+        past: Sequence[torch.Tensor | float] = self._averages.get(name) or [0.0] * len(moments)
+        pairs = zip(past, moments, strict=True)
+        self._averages[name] = [self.ema * before + (1 - self.ema) * now.detach() for before, now in pairs]
         entering = [average + now - now.detach() for average, now in zip(self._averages[name], moments, strict=True)]
         distances = (weight * _distance(target[name], entering) for weight, target in self.targets)
         return cast("torch.Tensor", sum(distances))

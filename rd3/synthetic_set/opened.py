@@ -208,6 +208,6 @@ def _read_block(folder: Path, name: str, sha256: str, manifest: Manifest) -> _Re
         if label != row % classes:
             raise _corrupt(manifest, f"row {row} has label {label}, expected {row % classes}")
     if soft_labels is not None and tuple(soft_labels.shape) != (len(rows), classes):
-        got, wanted = tuple(soft_labels.shape), (len(rows), classes)
-        raise _corrupt(manifest, f"file {name} has soft labels of shape {got}, expected {wanted}")
+        shape = tuple(soft_labels.shape)
+        raise _corrupt(manifest, f"file {name} has soft labels of shape {shape}, expected {(len(rows), classes)}")
     return _ReadBlock(name, images, rows, soft_labels)

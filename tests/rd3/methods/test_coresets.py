@@ -167,7 +167,7 @@ def test_features_do_not_depend_on_how_images_are_batched(monkeypatch):
     recipe = trial_recipe("herding", toy, 2)
     ctx = Context(recipe, None, toy.info, toy, (toy_teacher(toy),), torch.device("cpu"))
     whole = teacher_features(np.arange(9), ctx)
-    monkeypatch.setattr("rd3.methods._coreset.passes_at_once", lambda ctx: 4)
+    monkeypatch.setattr("rd3.methods._coreset.images_per_pass", lambda ctx: 4)
     np.testing.assert_allclose(teacher_features(np.arange(9), ctx), whole, rtol=1e-6)
     assert whole.shape == (9, 16) and whole.dtype == np.float64
 

@@ -60,9 +60,9 @@ def test_gradients_of_blocks_together_are_their_own(name, network, monkeypatch):
         teacher = teacher.eval().requires_grad_(False)
     found = []
 
-    def noting(images, loss_of, space, *, iterations, **_rest):
+    def noting(images, loss_of, _space, settings, **_rest):
         gradients = []
-        for iteration in range(iterations):
+        for iteration in range(settings.iterations):
             images = images.detach().requires_grad_(True)
             loss = loss_of(images, iteration)
             (gradient,) = torch.autograd.grad(loss, images)
