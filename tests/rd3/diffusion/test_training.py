@@ -113,7 +113,7 @@ def test_the_learning_rate_warms_up_and_the_loss_is_a_mean_over_images(
     def watched(self, loss, lr):
         step(self, loss, lr)
         rates.append(lr)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
 
     monkeypatch.setattr(AveragedTraining, "step", watched)
     train(recipe(digits), digits, tmp_path)
