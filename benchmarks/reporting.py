@@ -166,7 +166,7 @@ def write_run(
     name, at, run_id = run_name(recipe, facts), time.time_ns() // 1_000_000, entry.run_id
     tags = {"rd3.kind": entry.kind, "rd3.key": entry.key, "rd3.attempt": "1", "rd3.status": "done", **tracker.owner}
     tags |= {"mlflow.runName": name, "mlflow.parentRunId": grid_run, DIGEST: str(entry.digest)}
-    tags |= grid_tags([grid], grid) if entry.kind in ("set", "evaluation") else {}
+    tags |= grid_tags([grid]) if entry.kind in ("set", "evaluation") else {}
     figures = metrics(entry.result) | {"loss": 0.01, "lr": 0.0, "train_top1_pct": 99.0}
     database.execute(
         "INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time,"

@@ -102,13 +102,9 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
 
 def boards(rows: list[Standing]) -> list[Board]:
     """The numbers by dataset, in the paper's order, and IPC; best first."""
-
-    def place(row: Standing) -> tuple[object, ...]:
-        return (*paper_order("datasets", row.dataset), row.ipc)
-
-    ordered = sorted(rows, key=lambda row: (*place(row), -row.top1))
-    groups = [list(group) for _place, group in groupby(ordered, key=place)]
-    return [Board(f"{group[0].dataset}, IPC {group[0].ipc}", group) for group in groups]
+    ordered = sorted(rows, key=lambda row: (*paper_order("datasets", row.dataset), row.ipc, -row.top1))
+    groups = groupby(ordered, key=lambda row: (row.dataset, row.ipc))
+    return [Board(f"{dataset}, IPC {ipc}", list(group)) for (dataset, ipc), group in groups]
 
 
 def write_leaderboard(found: Mapping[str, Results], grids: Mapping[str, Published], out: Path) -> Path:

@@ -101,7 +101,7 @@ def _tag_run(tracker: Tracker, run: Any, grid: str, is_used: bool, complete: boo
     is_tagged = member_tag(grid) in run.data.tags
     others = [one for one in named if one != grid]
     if is_used and not (grid in named and is_tagged):
-        tracker.log(run.info.run_id, tags=grid_tags([*others, grid], grid))
+        tracker.log(run.info.run_id, tags=grid_tags([*others, grid]))
     elif is_tagged and not is_used and complete:
         tracker.client.delete_tag(run.info.run_id, member_tag(grid))
         tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})

@@ -148,14 +148,8 @@ _NO_TABLE = r"no such (?:table|column)"
 _PERMANENT = ("does not exist", "no such table")
 _DOWNLOAD = "The following failures occurred while downloading"
 """Prefix of MLflow's message for any failed download, which it reports as an internal error."""
-_CONNECTION_ERRORS = (
-    "ChunkedEncodingError",
-    "ConnectionError",
-    "ConnectTimeout",
-    "OperationalError",
-    "ReadTimeout",
-    "Timeout",
-)
+_CONNECTION_ERROR = "ChunkedEncodingError|ConnectionError|ConnectTimeout|OperationalError|ReadTimeout|Timeout"
+"""Types of errors of a connection, by name."""
 _BROKEN = r"Connection (?:refused|reset by peer|aborted)|timed out"
 _STATUS_IN_TEXT = (
     r"failed with error code (\d{3})",
@@ -243,4 +237,4 @@ def _is_temporary(error: Exception, text: str, status: int) -> bool:
         return False
     if _DOWNLOAD in text:
         return re.search(r"\b(429|50[02346]|508)\b|[Cc]onnection|timed out|Max retries", text) is not None
-    return status >= 500 or status in (401, 429) or type(error).__name__ in _CONNECTION_ERRORS
+    return status >= 500 or status in (401, 429) or bool(re.fullmatch(_CONNECTION_ERROR, type(error).__name__))

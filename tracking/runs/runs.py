@@ -217,7 +217,7 @@ class Tracker:
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
                 self.reopen(run, "rd3.reason", "rd3.imported")
             else:
-                name, tags = run_name(recipe, facts), tags | (grid_tags([grid], grid) if grid else {})
+                name, tags = run_name(recipe, facts), tags | (grid_tags([grid]) if grid else {})
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run, recipe, attempt)
@@ -297,9 +297,9 @@ def member_tag(grid: str) -> str:
     return f"rd3.in.{grid}"
 
 
-def grid_tags(grids: Sequence[str], newest: str) -> dict[str, str]:
-    """Tags of a run that several grids use; ``newest`` is the one that was added last."""
-    return {"rd3.grids": " ".join(grids), member_tag(newest): "yes"}
+def grid_tags(grids: Sequence[str]) -> dict[str, str]:
+    """Tags that add the last of these grids to a run, which the others use already."""
+    return {"rd3.grids": " ".join(grids), member_tag(grids[-1]): "yes"}
 
 
 def quoted(text: str) -> str:

@@ -40,8 +40,7 @@ def ranks(results: Results) -> Table | None:
     for name, table in zip(short_names(results.tables), results.tables, strict=True):
         for ipc in table.ipcs:
             scores = {row.label: row.scores[ipc] for row in table.rows if ipc in row.scores}
-            found = _ranks(*accuracies_by_unit(scores))
-            rows += [[name, str(ipc), *texts] for texts in found]
+            rows += [[name, str(ipc), *texts] for texts in _ranks(*accuracies_by_unit(scores))]
     columns = ("table", "ipc", "method", "rank", "95 % interval", "resampled")
     return Table("Ranks", columns, rows, NOTE_RANKS).without_empty() if rows else None
 
