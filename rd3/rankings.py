@@ -134,7 +134,7 @@ def ranking_agreement(first: Values, second: Values, *, draws: int = 2000) -> Ra
 
 
 def _matrix(values: Values) -> NDArray[np.float64]:
-    """(seeds, methods)."""
+    """The results as (seeds, methods)."""
     return np.array([list(results.values()) for results in values.values()], dtype=np.float64).T
 
 

@@ -28,7 +28,6 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.sheets import Fetch, Sheet, contact_sheets
 from tracking.report.tables import ResultTable
-from tracking.runs.fields import Find
 from tracking.runs.garbage import without_collection
 
 
@@ -97,8 +96,9 @@ _LISTED = {
 """Facts about a run, and the columns whose distinct values they list."""
 
 
-def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
+def _lines(results: Results, facts: Mapping[str, Any]) -> dict[str, str]:
     """Facts about the run, from the entries and from the caller."""
+    frame = results.frame
     given = {name: str(value) for name, value in facts.items() if name not in ("description", "claim", "failures")}
     counts = frame["status"].value_counts()
     dates = sorted(_distinct(frame, "finished_at"))
@@ -107,18 +107,19 @@ def _lines(frame: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, str]:
     entries["evaluations"] = ", ".join(f"{count} {status}" for status, count in counts.items())
     entries["hardware"] += f", {'/'.join(threads)} thread(s) a trial" if threads else ""
     entries["finished"] = " to ".join(dict.fromkeys([when(dates[0]), when(dates[-1])])) if dates else ""
-    return {name: value for name, value in {**entries, **given}.items() if value}
+    lines = {**entries, **given, "imported sets": _imported_sets(results)}
+    return {name: value for name, value in lines.items() if value}
 
 
-def _imported_sets(found: Sequence[Score], find: Find) -> dict[str, str]:
-    """A line on the rows whose sets RD3 did not generate, with the files that they come from; empty without any."""
-    sources: dict[str, None] = {}
-    for score in found:
-        for key in score.sets:
-            entry = find("set", key)
-            if entry is not None and entry.recipe.get("content"):
-                sources[f"{score.method}: {key[:12]} ({entry.made.get('source', 'source not recorded')})"] = None
-    return {"imported sets": "; ".join(sources)} if sources else {}
+def _imported_sets(results: Results) -> str:
+    """The rows whose sets RD3 did not generate, with the files that they come from."""
+    sources = [
+        f"{score.method}: {key[:12]} ({entry.made.get('source', 'source not recorded')})"
+        for score in results.scores
+        for key in score.sets
+        if (entry := results.find("set", key)) is not None and entry.recipe.get("content")
+    ]
+    return "; ".join(dict.fromkeys(sources))
 
 
 def _protocols(found: Sequence[Score]) -> dict[str, dict[str, str]]:
@@ -139,18 +140,18 @@ def _fields_in_use(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if stored or not name.startswith("label_")}
 
 
-def _teachers(frame: pd.DataFrame, find: Find) -> list[dict[str, str]]:
+def _teachers(results: Results) -> list[dict[str, str]]:
     """The teachers of the labels, with hard labels those of the sets, in order of appearance."""
     named: dict[tuple[str, str, str], None] = {}
-    for row in frame[frame["teacher_key"].notna()].to_dict("records"):
-        entry = find("evaluation", row["evaluation"])
+    for row in [row for row in results.rows if row["teacher_key"] is not None]:
+        entry = results.find("evaluation", row["evaluation"])
         keys = entry.recipe.get("teachers") if entry is not None else None
         roles = row["overrides"].get("label_teachers") if keys else None
         pairs = zip(roles or [row["teacher_role"]], keys or [row["teacher_key"]], strict=False)
         named |= dict.fromkeys((row["dataset"], role, key) for role, key in pairs)
     found = []
     for dataset, role, key in named:
-        entry = find("teacher", key)
+        entry = results.find("teacher", key)
         if entry is None:
             continue
         accuracy = entry.result.get("top1_pct", entry.result.get("test_top1_pct"))
@@ -229,10 +230,10 @@ def _cost(found: Sequence[Score]) -> Drawing | None:
     return Drawing("Generation time and accuracy", caption, drawn)
 
 
-def _undone(frame: pd.DataFrame, failures: Mapping[str, str]) -> list[dict[str, str]]:
+def _undone(results: Results, failures: Mapping[str, str]) -> list[dict[str, str]]:
     """Cells without a result, with the reason; ``failures`` maps keys of recipes to the reasons of their failures."""
     found = Counter[tuple[str, str]]()
-    for row in frame[frame["status"] != "done"].to_dict("records"):
+    for row in [row for row in results.rows if row["status"] != "done"]:
         changed = changes_text({**row["overrides"], **row["varied"]})
         texts = (row["method"], row["dataset"], f"IPC {row['ipc']}", row["student"], row["protocol"])
         name = ", ".join(filter(None, (*texts, f"{row['labels']} labels", row["setting"], changed)))
@@ -301,11 +302,11 @@ def write_report(
     ``charts`` are more charts than those of :mod:`tracking.report.charts`.
     """
     frame, found = results.frame, results.scores
-    teachers = _teachers(frame, results.find)
+    teachers = _teachers(results)
     page = Page(
         grid=grid_name,
         description=str(facts.get("description", "")),
-        lines=_lines(frame, facts) | _imported_sets(found, results.find),
+        lines=_lines(results, facts),
         protocols=_protocols(found),
         teachers=teachers,
         sections=_sections(results.tables, teachers),
@@ -315,8 +316,8 @@ def write_report(
         cost=_cost(found),
         others=[*drawings(results, fetch), *charts],
         sheets=contact_sheets(found, results.find, fetch),
-        undone=_undone(frame, facts.get("failures", {})),
-        provenance=Provenance(found, frame, results.find),
+        undone=_undone(results, facts.get("failures", {})),
+        provenance=Provenance(results),
         claim=judged(facts["claim"], results) if facts.get("claim") else None,
         extra=extra_tables(results),
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from rd3.component import changes_text
+from tracking.report.results import Results
 from tracking.report.scores import Score, point_of
 from tracking.report.tables import seconds_text
 from tracking.runs.fields import Find
@@ -25,10 +23,11 @@ class Origin:
 class Provenance:
     """Origins of all scores of a grid, in their order."""
 
-    def __init__(self, scores: Sequence[Score], frame: pd.DataFrame, find: Find):
-        self.origins = {point_of(vars(score)): Origin(f"point-{place}", []) for place, score in enumerate(scores, 1)}
-        for row in frame.to_dict("records"):
-            self.origins[point_of(row)].rows.append(_texts(row, find))
+    def __init__(self, results: Results):
+        points = (point_of(vars(score)) for score in results.scores)
+        self.origins = {point: Origin(f"point-{number}", []) for number, point in enumerate(points, 1)}
+        for row in results.rows:
+            self.origins[point_of(row)].rows.append(_texts(row, results.find))
 
     @property
     def count(self) -> int:

@@ -86,8 +86,6 @@ def mlflow_errors(tracking_uri: str, files: str, home: Path | None = None) -> It
     """
     try:
         yield
-    except RD3Error:
-        raise
     except Exception as error:
         converted = _converted(error, tracking_uri, files, home)
         if converted is None:
@@ -99,8 +97,11 @@ _TRACKING = ("mlflow", "sqlalchemy", "requests", "urllib3")
 _S3 = ("boto3", "botocore", "s3transfer")
 
 
-def _converted(error: Exception, tracking_uri: str, files: str, home: Path | None = None) -> RD3Error | None:
-    """Errors are classified by the package of their type, because importing all these packages takes a second."""
+def _converted(error: Exception, tracking_uri: str, files: str, home: Path | None) -> RD3Error | None:
+    """None for an error of none of these packages, such as RD3's own.
+
+    Errors are classified by the package of their type, because importing all these packages takes a second.
+    """
     package = type(error).__module__.partition(".")[0]
     if package in _TRACKING:
         return mlflow_fault(error, tracking_uri, files).error(TrackingError, TrackingUnavailable)
