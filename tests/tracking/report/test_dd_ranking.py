@@ -12,9 +12,9 @@ from scipy import stats
 
 from rd3.cell import Cell
 from rd3.store import Entry, FolderStore
-from tracking.report.dd_ranking import Estimate, sum_of_means, unit_score
 from tracking.report.extra import Table
 from tracking.report.extra._base import extra_tables
+from tracking.report.extra.dd_ranking import Estimate, sum_of_means, unit_score
 from tracking.report.results import Results
 
 
