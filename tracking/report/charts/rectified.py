@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tracking.report.charts._base import Drawing, register_chart
+from tracking.report.extra.rectified import Rectified, rectified
 from tracking.report.figures import INK, PAPER, STYLE, label_point, rendered
-from tracking.report.rectified import Rectified, rectified
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 

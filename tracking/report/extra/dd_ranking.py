@@ -34,6 +34,7 @@ SETTING = ("dataset", "ipc", "student", "teacher", "protocol", "changed")
 ALWAYS = ("dataset", "ipc", "student")
 """Fields that are shown even if all rows are equal in them."""
 COLUMNS = ("HLR", "IOR soft", "IOR hard", "LRS soft", "LRS hard", "ARS soft", "ARS hard")
+"""Hard-label recovery, improvement over random, label-robust and augmentation-robust score, by labels."""
 Kind = tuple[str, bool]
 """Labels of a cell, and whether it has the protocol's augmentation or none."""
 
