@@ -16,8 +16,8 @@ from tracking.report.charts import CHARTS
 from tracking.report.charts.reliability import pooled
 from tracking.report.extra import TABLES
 from tracking.report.extra._base import extra_tables
+from tracking.report.extra.robustness import Measured, labels_of, measured
 from tracking.report.results import Results
-from tracking.report.robustness import Measured, labels_of, measured
 
 ECE = {("random", 1): (2.0, 3.0, 4.0), ("rded", 1): (5.0, None, None), ("herding", 1): (None, None, None)}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from rd3.robustness.measure import RESULT
 from tracking.report.charts._base import Drawing, register_chart
+from tracking.report.extra.robustness import labels_of, measured
 from tracking.report.figures import panels_chart
 from tracking.report.results import Results
-from tracking.report.robustness import labels_of, measured
 from tracking.report.sheets import Fetch
 
 _MOST = 12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rd3.robustness.corruptions import SEVERITIES
 from tracking.report.charts._base import Drawing, register_chart
+from tracking.report.extra.robustness import Measured, labels_of, measured
 from tracking.report.figures import panels_chart
 from tracking.report.results import Results
-from tracking.report.robustness import Measured, labels_of, measured
 from tracking.report.sheets import Fetch
 
 _MOST = 12
