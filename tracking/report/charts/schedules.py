@@ -11,6 +11,7 @@ from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.figures import panels_chart
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
+from tracking.report.tables import differences
 
 _FIELDS = ("lr", "epochs", "schedule", "zeta", "drop_at", "drop_factor", "warmup_epochs", "warmup_start")
 _MOST = 9
@@ -21,14 +22,14 @@ _MOST = 9
 def schedules(results: Results, fetch: Fetch) -> Drawing | None:
     """Learning rate over the epochs, one line per schedule; for grids with several."""
     resolved = [row for row in results.frame["resolved"] if row is not None]
-    found = {text: protocol for protocol in resolved for text in [json.dumps([protocol.get(f) for f in _FIELDS])]}
+    found = {json.dumps([protocol.get(name) for name in _FIELDS]): protocol for protocol in resolved}
     read = [EvalProtocol.model_validate_json(json.dumps(plain)) for plain in found.values()]
     # Older results lack fields that were added since: read, they are equal to those that state them.
     protocols = list({tuple(getattr(each, name) for name in _FIELDS): each for each in read}.values())
     if not 2 <= len(protocols) <= _MOST:
         return None
-    differ = [name for name in _FIELDS if len({getattr(each, name) for each in protocols}) > 1]
-    lines = {", ".join(f"{name} {_text(getattr(each, name))}" for name in differ): _rates(each) for each in protocols}
+    labels = differences([[f"{name} {_text(getattr(each, name))}" for name in _FIELDS] for each in protocols])
+    lines = dict(zip(labels, map(_rates, protocols), strict=True))
     drawn = panels_chart({"": lines}, x="epoch", y="learning rate", name="schedules")
     return Drawing("Learning rate", "The learning rate is constant within an epoch.", drawn)
 

@@ -1,4 +1,4 @@
-"""Calibration and corruption robustness of kept students, by score: summaries over seeds."""
+"""Calibration and corruption robustness of kept students by score, over seeds, and accuracy by corruption."""
 
 from __future__ import annotations
 
