@@ -29,16 +29,15 @@ def publish(
 ) -> None:
     """Log the report's files (by name) and a table of scores to the grid's run; tag its recipes' runs.
 
-    ``runs``: those of the ledger, if they have been searched for.
-    Their folder is not logged as a whole: it is the user's choice, and may hold anything.
-    A recipe's run stays a child of the grid that created it; its tag ``rd3.grids`` lists all grids that use it.  Runs
-    that an edited grid no longer uses lose its name, once all its cells have results: where a dataset is missing, their
-    keys are not known.
+    ``runs``: those of the ledger, if they have been searched for.  The folder of the files is not logged as a whole: it
+    is the user's choice, and may hold anything.  A recipe's run stays a child of the grid that created it; its tag
+    ``rd3.grids`` lists all grids that use it.  Runs that an edited grid no longer uses lose its name, once all its
+    cells have results: where a dataset is missing, their keys are not known.
     """
     described = summary(results.scores)
     facts = _facts(results)
     entries = (results.find("evaluation", key) for key in results.frame["evaluation"] if key is not None)
-    pools = {key for entry in entries if entry is not None for key in entry.recipe.get("teachers", ())}
+    used = facts.keys() | {key for entry in entries if entry is not None for key in entry.recipe.get("teachers", ())}
     complete = bool((results.frame["status"] != "missing").all())
     with tracker.errors():
         for file, path in files.items():
@@ -48,7 +47,7 @@ def publish(
             key, kind = run.data.tags.get("rd3.key"), run.data.tags.get("rd3.kind")
             if "rd3.imported" in run.data.tags and key in facts:
                 _name_imported(tracker, run, facts[key], results.find(kind, key))
-            _tag_run(tracker, run, name, key in pools | facts.keys(), complete)
+            _tag_run(tracker, run, name, key in used, complete)
 
 
 def publish_tables(
