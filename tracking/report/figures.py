@@ -244,7 +244,8 @@ def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensi
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.08, y=0.12)
-        axes.set_xticks([positions[value] for value in values], [_tick(value) for value in values])
+        ticks = [value if isinstance(value, str) else f"{value:g}" for value in values]
+        axes.set_xticks([positions[value] for value in values], ticks)
         axes.set_xlabel(field)
         axes.set_ylabel("top-1 %")
         _grid(axes, "y")
@@ -258,10 +259,6 @@ def _shifted(positions: dict[Any, float], steps: float, logarithmic: bool) -> di
     if logarithmic:
         return {value: x * (high / low) ** (0.008 * steps) for value, x in positions.items()}
     return {value: x + 0.008 * steps * (high - low) for value, x in positions.items()}
-
-
-def _tick(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def log_ticks(low: float, high: float, wanted: int = 3) -> list[float]:

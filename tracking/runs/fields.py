@@ -201,17 +201,16 @@ def metrics(result: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def thin(rows: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
-    """At most :data:`CURVE_POINTS` rows, evenly spaced, including the first and the last."""
-    count = min(len(rows), CURVE_POINTS)
-    return [rows[round(place * (len(rows) - 1) / max(1, count - 1))] for place in range(count)]
-
-
 def curve_points(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int]]:
-    """Points (metric, value, epoch) of the curves to log; values that are not finite are left out."""
+    """Points (metric, value, epoch) of the curves to log, without values that are not finite.
+
+    Of at most :data:`CURVE_POINTS` rows, evenly spaced, including the first and the last.
+    """
+    count = min(len(rows), CURVE_POINTS)
+    shown = [rows[round(place * (len(rows) - 1) / max(1, count - 1))] for place in range(count)]
     return [
         (name, float(row[name]), int(row.get("epoch", place)))
-        for place, row in enumerate(thin(rows))
+        for place, row in enumerate(shown)
         for name in CURVES
         if name in row and math.isfinite(row[name])
     ]

@@ -113,7 +113,8 @@ class SweepRuns:
             else:
                 run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
             self.run_id, self.started = run.info.run_id, run.info.start_time
-            self._logged = {_trial_of(run): run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"}
+            trials = [run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"]
+            self._logged = {(run.data.tags["rd3.study"], run.data.tags["rd3.trial"]): run for run in trials}
             client.log_text(self.run_id, text, "sweep.yaml")
 
     def log(self, trial: TrialRun) -> None:
@@ -153,8 +154,3 @@ class SweepRuns:
         with self.tracker.errors():
             self.tracker.log(self.run_id, tags=tags)
             self.tracker.client.set_terminated(self.run_id, ends[status])
-
-
-def _trial_of(run: Any) -> tuple[str, str]:
-    """Study and number of the trial of a child run."""
-    return run.data.tags["rd3.study"], run.data.tags["rd3.trial"]
