@@ -140,7 +140,8 @@ def _matrix(values: Values) -> NDArray[np.float64]:
 
 def _middle(drawn: NDArray[Any]) -> NDArray[Any]:
     """Ends of the middle 95 % of what was drawn, along the first dimension."""
-    return np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0, method="inverted_cdf")
+    ends: NDArray[Any] = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=0, method="inverted_cdf")
+    return ends
 
 
 def _resampled_means(scores: NDArray[np.float64], draws: int) -> NDArray[np.float64]:

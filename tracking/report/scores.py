@@ -223,7 +223,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
     apart = incomparable(*(first[name] for name in ("method", "protocol", "overrides", "labels", "printed")))
     apart += [changes_text({name: value}) for name, value in first["varied"].items()]
     apart += [VALIDATED] if any(row["tested_on"] == "validation" for row in done) else []
-    cell = (*(first[name] for name in ("method", "dataset", "ipc", "student")), network)
+    cell = (first["method"], first["dataset"], first["ipc"], first["student"], network)
     printed = configured_value(*cell, first["printed"]) if first["printed"] else paper_value(*cell, first["labels"])
     per_set = {row["set"]: row for row in repeats if row["set"]}
     same: dict[str, Any] = {name: first[name] for name in POINT}

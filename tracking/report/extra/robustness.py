@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rd3.component import changes_text
-from tracking.report.extra._base import Table, register_table
+from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score, Summary, differing, summarise
 from tracking.report.tables import count_text, differences, spread_text
@@ -102,7 +102,7 @@ def robustness(results: Results) -> Table | None:
     shown = [name for name in FIGURES if name != "corrupted_top1_pct" or _corrupts(found)]
     fields = fields_of(found)
     columns = [*fields, "clean top-1 %", *(FIGURES[name][0] for name in shown)]
-    rows = [
+    rows: list[list[Cell]] = [
         [*field_texts(each.score, fields), each.score, *(each.text(name, FIGURES[name][1]) for name in shown)]
         for each in found
     ]
