@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 _ENDLESS = 10_000
 """Width of tables in a pipe or a file, in characters."""
-_UNUSABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG,
-}  # fmt: skip
+_UNUSABLE = {EACCES, EPERM, EROFS, ENOSPC, EDQUOT, EEXIST, ENOTDIR, EISDIR, ENAMETOOLONG}
 """Errors of paths that users give, and of full or read-only disks; any other ``OSError`` is a bug."""
 JsonOption = Annotated[bool, Option("--json", help="Print a JSON array.")]
 console = PlainConsole(width=None if sys.stdout.isatty() else _ENDLESS, soft_wrap=True)

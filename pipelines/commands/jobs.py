@@ -10,17 +10,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
+from pipelines.commands import grid as grid_commands
 from pipelines.commands._show import JsonOption, console, show_table
-from pipelines.commands.grid import (
-    CacheLogitsOption,
-    ConcurrentOption,
-    DeviceOption,
-    GpuShareOption,
-    GridArgument,
-    MaxHoursOption,
-    SharesOption,
-    budget_bytes,
-)
 from pipelines.settings import addresses, addresses_to_share, session
 
 app = Typer(name="jobs", help="Jobs sent by `rd3 submit`: list, status, logs, stop.", no_args_is_help=True)
@@ -32,7 +23,7 @@ JobArgument = Annotated[str, Argument(help="Job ID printed by `rd3 submit`, or a
 
 
 def submit(
-    grid: GridArgument,
+    grid: grid_commands.GridArgument,
     address: AddressOption = None,
     launcher: Annotated[
         Path | None,
@@ -46,12 +37,12 @@ def submit(
         ),
     ] = None,
     wait: Annotated[bool, Option("--wait/--no-wait", help="Follow the log until the grid has finished.")] = True,
-    concurrent: ConcurrentOption = None,
-    shares: SharesOption = 1,
-    gpu_share: GpuShareOption = 0.25,
-    device: DeviceOption = None,
-    max_hours: MaxHoursOption = None,
-    cache_logits: CacheLogitsOption = None,
+    concurrent: grid_commands.ConcurrentOption = None,
+    shares: grid_commands.SharesOption = 1,
+    gpu_share: grid_commands.GpuShareOption = 0.25,
+    device: grid_commands.DeviceOption = None,
+    max_hours: grid_commands.MaxHoursOption = None,
+    cache_logits: grid_commands.CacheLogitsOption = None,
 ) -> None:
     """Run a grid on a Ray cluster, by the Jobs API or Ray's cluster launcher.
 
@@ -67,7 +58,7 @@ def submit(
             "leave them out, or leave out --launcher",
         )
     given: dict[str, object] = {"concurrent": concurrent, "shares": shares, "gpu-share": gpu_share, "device": device}
-    given |= {"max-hours": max_hours, "cache-logits": budget_bytes(cache_logits) or None}
+    given |= {"max-hours": max_hours, "cache-logits": grid_commands.budget_bytes(cache_logits) or None}
     options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     local = launcher is None and jobs.may_be_local(address)  # then addresses of servers on this machine may be sent
     ours = addresses_to_share()  # sent where --env has no other

@@ -133,21 +133,19 @@ def server_advice(place: Place, roots: list[str]) -> list[str]:
     """What an administrator has to do where the tracking server or database is not SQLite."""
     if sqlite_file(place.tracking_uri) is not None:
         return []
-    where, new = without_password(place.tracking_uri), open_objects(place.artifacts).url()
+    database, new = without_password(place.tracking_uri), open_objects(place.artifacts).url()
     former, old = (roots[0], open_objects(roots[0]).url()) if roots else ("FORMER_ROOT", "FORMER_URL")
     # By the tag rd3.ledger a ledger finds its runs.
     ledger = (
         f"UPDATE tags SET value = {_literal(place.artifacts)} WHERE key = 'rd3.ledger' AND value = {_literal(former)};"
     )
-    columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+    files = ("tags", "value", " WHERE key = 'rd3.files'")
     statements = " ".join(
-        f"UPDATE {table} SET {column} = replace({column}, {_literal(old + '/')}, {_literal(new + '/')});"
-        for table, column in columns
+        f"UPDATE {table} SET {column} = replace({column}, {_literal(old + '/')}, {_literal(new + '/')}){where};"
+        for table, column, where in (("experiments", "artifact_location", ""), ("runs", "artifact_uri", ""), files)
     )
-    moved = f"replace(value, {_literal(old + '/')}, {_literal(new + '/')})"
-    statements += f" UPDATE tags SET value = {moved} WHERE key = 'rd3.files';"
     return [
-        f"{where} was not changed. Stop what uses its database, and make a backup. If its server serves the files "
+        f"{database} was not changed. Stop what uses its database, and make a backup. If its server serves the files "
         f"(mlflow-artifacts:/...), move them to its --artifacts-destination and run: {ledger}",
         f"Otherwise run: {statements} {ledger}",
     ]
@@ -207,27 +205,27 @@ def relocate(place: Place, old: str) -> Relocated:
     copied to ``<its name>.before-relocation``.  Raises :class:`StoreError` while a driver uses the ledger.
     """
     ledger = Ledger(place.artifacts)
-    before, new = open_objects(old), ledger.objects.url()
+    before = open_objects(old)
     if _same(before.url(), ledger.objects):
         raise BadValue(f"{shown(old)} is the current artifact root.", "give the former one: --from ADDRESS")
     database = sqlite_file(place.tracking_uri)
     with ledger.lease():
         entries = _relocate_entries(ledger, before)
-        counts, backup = (0, 0), None
+        found: tuple[int, int, Path | None] = (0, 0, None)
         if database is not None and database.is_file():
-            counts, backup = _relocate_database(database, before, ledger.objects, place.artifacts)
-    return Relocated(before.url(), new, entries, *counts, backup)
+            found = _relocate_database(database, before, ledger.objects, place.artifacts)
+    return Relocated(before.url(), ledger.objects.url(), entries, *found)
 
 
 def _moved(before: ObjectStore, objects: ObjectStore, uri: str) -> str | None:
     """The name below the root of what was below the former one; None if it is elsewhere or still there."""
     name = name_below(before, uri)
-    if name is None:
-        return None
-    stayed = before.folder is not None and (before.folder / name).exists()
-    if stayed and not (objects.folder is not None and (objects.folder / name).exists()):
-        return None
-    return name
+    stayed = name is not None and _has(before, name) and not _has(objects, name)
+    return None if stayed else name
+
+
+def _has(objects: ObjectStore, name: str) -> bool:
+    return objects.folder is not None and (objects.folder / name).exists()
 
 
 def _relocate_entries(ledger: Ledger, before: ObjectStore) -> int:
@@ -247,8 +245,8 @@ def _relocate_entries(ledger: Ledger, before: ObjectStore) -> int:
 
 def _relocate_database(
     database: Path, before: ObjectStore, objects: ObjectStore, artifacts: str
-) -> tuple[tuple[int, int], Path | None]:
-    """Rewrite the addresses of experiments, runs, tags and dataset sources; ((experiments, runs), backup).
+) -> tuple[int, int, Path | None]:
+    """Rewrite the addresses of experiments, runs, tags and dataset sources; (experiments, runs, backup).
 
     ``artifacts``: the current root as the tag ``rd3.ledger`` has it.
     """
@@ -267,7 +265,7 @@ def _relocate_database(
 
     with _opened(database) as connection:
         if not _has_tables(connection):
-            return (0, 0), None
+            return 0, 0, None
         rewrite = partial(_changes, connection)
         changes = [
             rewrite("experiments", "experiment_id", "artifact_location", location),
@@ -277,13 +275,13 @@ def _relocate_database(
             rewrite("datasets", "dataset_uuid", "dataset_source", partial(_with_uri, change=address)),
         ]
         if not any(rows for _statement, rows in changes):
-            return (0, 0), None
+            return 0, 0, None
         backup = _back_up(connection, database)
         connection.execute("BEGIN IMMEDIATE")
         for statement, rows in changes:
             connection.executemany(statement, rows)
         connection.execute("COMMIT")
-    return (len(changes[0][1]), len(changes[1][1])), backup
+    return len(changes[0][1]), len(changes[1][1]), backup
 
 
 def _changes(
