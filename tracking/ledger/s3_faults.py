@@ -222,15 +222,11 @@ ROWS = (
         "check that server, and the timeouts of the proxy (nginx: proxy_read_timeout)",
         waits=True,
     ),
-    Row(
-        "RequestTimeout ServiceUnavailable InternalError OperationAborted XMinioServerNotInitialized",
-        "{endpoint} failed on {root} ({code}).",
-        "check the log of that server",
-        waits=True,
-    ),
 )
 """The first row that applies counts."""
 _OTHER = Fault("{endpoint} failed on {root} ({code}).", "check the log of that server")
+_TEMPORARY = {"RequestTimeout", "ServiceUnavailable", "InternalError", "OperationAborted", "XMinioServerNotInitialized"}
+"""Codes of other refusals that a retry may change, as it may change those with a status of 500 or more."""
 
 
 def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
@@ -242,7 +238,8 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}
     applying = (row for row in ROWS if (not row.codes or names & set(row.codes.split())) and row.when(refusal))
-    row = next(applying, replace(_OTHER, waits=status >= 500 and status not in PERMANENT_STATUSES))
+    temporary = refusal.code in _TEMPORARY or (status >= 500 and status not in PERMANENT_STATUSES)
+    row = next(applying, replace(_OTHER, waits=temporary))
     fault = Fault(row.message, row.fix, row.waits).about(
         endpoint=endpoint,
         root=root,
