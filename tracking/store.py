@@ -84,7 +84,7 @@ class TrackedStore:
         entry = upload_student(recorded, again, folder, self.cache, self.place.tracking_uri)
         return record_student(self.ledger, Tracker(self.place), entry)
 
-    def mention(self, entry: Entry) -> Entry:
+    def add_without_files(self, entry: Entry) -> Entry:
         """Record an entry whose files are not available: it gets no run, and a plan treats its recipe as missing."""
         return self.ledger.add(entry.model_copy(update={"artifact": None, "run_id": None}))
 

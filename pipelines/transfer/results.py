@@ -225,7 +225,7 @@ def _bring(
         if files is not None:
             target.put(entry, files, parent_facts(recipe, target.find), source=where)
         elif known is None:
-            target.mention(entry)  # the result alone, without files
+            target.add_without_files(entry)  # the result alone, without files
         yield Imported(kind, key, recipe.label(), known is None or files is not None, files is not None)
 
 
