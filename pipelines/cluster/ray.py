@@ -294,7 +294,7 @@ def _stop() -> None:
     import ray
 
     dead = local.dead_service()
-    if dead:
+    if dead:  # without its GCS or raylet, Ray's shutdown blocks for minutes and then ends the process
         local.abandon(dead)
         return
     with warnings.catch_warnings():

@@ -1,9 +1,10 @@
 """The log of trials: ``<home>/trials.jsonl``, append-only, one JSON object per line.
 
-Every attempt writes ``start``, ``made`` when the result is on disk and only the upload remains, and then ``done`` or
-``fail``; a killed attempt writes nothing more, and if no other one follows, its driver writes ``fail``.  ``forgotten``
-records that the artifact of a finished recipe was damaged or missing.  Attempts are numbered by this log and
-`rd3 status` shows it, but what runs again is decided by the ledger alone.
+An attempt at a recipe writes ``start``, ``made`` when the result is on disk and only the upload remains, and then
+``done`` or ``fail``; one that finds a finished result only uploads it, one at a share of a set writes nothing.  A
+killed attempt writes nothing more, and if no other one follows, its driver writes ``fail``.  ``forgotten`` records that
+the artifact of a finished recipe was damaged or missing.  Attempts are numbered by this log, and `rd3 status` shows its
+events, but what runs again is decided by the ledger alone.
 """
 
 from __future__ import annotations

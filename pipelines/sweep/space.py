@@ -176,10 +176,14 @@ class SpaceCheck:
         """Report the first point that contradicts itself, by the values that do so: its trial could not run.
 
         The ends of a range stand for all of it: a contradiction between numbers is an inequality, which an end violates
-        if any value does.
+        if any value does.  At ``test_resize`` 0, images are not resized, so that its smallest size counts as an end.
         """
         tuned = [one for one in self.space.values() if one.field in _INTERDEPENDENT]
-        for values in itertools.product(*(one.choices_or_ends for one in tuned)):
+        tested = [one.choices_or_ends for one in tuned]
+        for place, one in enumerate(tuned):
+            if one.field == "test_resize" and one.low == 0:
+                tested[place] = (*one.choices_or_ends, one.step or 1)
+        for values in itertools.product(*tested):
             point = {one.field: value for one, value in zip(tuned, values, strict=True)}
             if self._contradiction(point):
                 for field in list(point):
@@ -212,15 +216,24 @@ class SpaceCheck:
             self.document.problem(path, message, "remove 'own'")
 
     def _check_labels(self) -> None:
-        """Check that labels and loss are consistent: hard labels use cross-entropy, soft labels any other loss."""
+        """Check that losses take the labels of the base protocol: soft and hard labels have losses of their own."""
+        labels = self.base.labels
         losses = self.space["loss"].choices if "loss" in self.space else ()
-        if "labels" in self.space and self.base.labels == "hard":
+        unsuited = [(place, loss) for place, loss in enumerate(losses) if LOSSES.get(loss).labels != labels]
+        if "labels" in self.space and labels == "hard":
             self._problem(("labels",), "The base protocol has hard labels.", "choose one with soft labels")
-        elif "ce" in losses:
-            fix = "remove it, and add `labels: [soft, hard]` to the space"
-            self._problem(("loss", losses.index("ce")), "Loss 'ce' is used with hard labels only.", fix)
-        elif losses and self.base.labels == "hard":
-            self._problem(("loss",), "Hard labels use the loss 'ce' only.", "choose a base protocol with soft labels")
+        elif unsuited:
+            place, loss = unsuited[0]
+            fix = (
+                "add `labels: [soft, hard]` to the space"
+                if labels == "soft"
+                else "choose a base protocol with soft labels"
+            )
+            self._problem(
+                ("loss", place),
+                f"Loss {loss!r} is used with {LOSSES.get(loss).labels} labels only.",
+                f"remove it, or {fix}",
+            )
 
     def _without_effect(self, dimension: Dimension) -> str:
         """Why a field has no effect on the result of any trial; empty if it has."""
@@ -269,8 +282,10 @@ class SpaceCheck:
 
     def _unread_by_losses(self, field: str) -> str:
         """Why a setting of losses has no effect; empty if it has."""
-        labels = self._possible("labels")
-        losses = {*(self._possible("loss") if "soft" in labels else ()), *(["ce"] if "hard" in labels else [])}
+        labels, possible = self._possible("labels"), self._possible("loss")
+        losses = set(possible) if "soft" in labels else set()
+        if "hard" in labels:  # for which a loss of soft labels is replaced by cross-entropy
+            losses |= {loss if LOSSES.get(loss).labels == "hard" else "ce" for loss in possible}
         if any(field in LOSSES.get(loss).Settings.model_fields for loss in losses):
             if field == "scale_t2" and set(self._possible("temperature")) == {1}:
                 return "the temperature is 1"

@@ -1,9 +1,9 @@
 """The folder of cached teacher logits: a disk budget, one writer for each file, and the least recently used go first.
 
-``<home>/logits/<views>-<rest>.logits`` are complete files: the beginning of the key of the :class:`Views`, and a digest
-of all else that decides bits.  Those being written end in ``.part`` and are locked by their writer, so that one that
-crashed leaves a file without a lock, which is never read.  The lock of the folder is held for moments only: while a
-file is begun, completed or deleted.
+``<home>/logits/<views>-<rest>.logits`` are complete files: the beginning of the digest of all that decides the
+augmented images and their teachers, and a digest of all else that decides bits.  Those being written end in ``.part``
+and are locked by their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of
+the folder is held for moments only: while a file is begun, completed or deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rd3.locks import exclusive, is_locked
 
 SUFFIX, PART = ".logits", ".part"
 VIEWS_DIGITS = 32
-"""Digits of the key of the views with which the name of a file begins."""
+"""Digits of the former digest (``Views.key``) in the name of a file."""
 
 
 class LogitsFolder:

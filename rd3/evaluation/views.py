@@ -80,8 +80,8 @@ def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmen
 
 
 _MOST_STATES = 2**14
-"""States of the augmentation stream that are kept, of 5 KB each: 80 MB.  A larger pool keeps one state for several
-batches, and repeats the draws from there up to the wanted batch."""
+"""States of the augmentation stream that are kept, of 5 KB each: about 80 MB.  A larger pool keeps one state for
+several batches, and repeats the draws from there up to the wanted batch."""
 
 
 class _PoolEpoch(NamedTuple):
@@ -115,8 +115,7 @@ def _reused(
             batches = [full[number] for number in picked.tolist()]
         before: tuple[_PoolEpoch, int] | None = None
         for number, (source, index) in enumerate(batches, 1):
-            follows = before is not None and before[0] is source and before[1] == index - 1
-            if not follows:  # else the stream is where this batch begins
+            if before != (source, index - 1):  # after that batch, the stream is where this one begins
                 _rewind(augment, source, index, side, steps)
             before = source, index
             rows = source.batches[index]
@@ -160,11 +159,12 @@ def _chunk(drawn: list[_Drawn], images: torch.Tensor, labels: torch.Tensor, step
             torch.cat(parts).to(images.device) for parts in zip(*(each.draws[place] for each in drawn), strict=True)
         ]
         if step.mixes:
-            # A step that mixes, of which there is at most one, draws partners (B,) and one lambda for the batch.
+            # A step that mixes, of which there is at most one, draws partners (B,) and lambdas (B,), equal in a batch.
             lams = [float(each.draws[place][1][0]) for each in drawn]
             # From positions within a batch to positions within the chunk.
             starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
-            partner = draws[0] = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
+            partner = draws[0] + starts.repeat_interleave(torch.tensor(sizes)).to(images.device)
+            draws[0] = partner
         pixels = step.apply(pixels, *draws)
     of_images = (each.split(sizes) for each in (pixels, own, own[partner], rows, rows[partner]))
     batches = [

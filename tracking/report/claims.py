@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rd3.claims import FAILS, HOLDS, OPEN, Claim, Evidence, Test, contrast, judge, overall
@@ -14,6 +14,8 @@ from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import differences
 
+Blocks = Mapping[Block, Mapping[str, Score]]
+"""Scores by block and by the method with its own settings, such as ``rded (factor=1)``."""
 Values = Sequence[float]
 """Accuracies in per cent, or their differences in points, one for each shared seed."""
 COLUMNS = (
@@ -74,15 +76,16 @@ class Case:
 
 def judged(claim: Claim, results: Results) -> Judged:
     """The verdict on a claim, with a row for each of its cases."""
-    # With planned ones, so that the first setting and the first method are the grid's own.
-    cases = list(_CASES[claim.test](claim, by_block(results.scores, planned=True)))
+    # With planned ones, so that the first setting and the first method do not depend on what is finished.
+    blocks = by_block(results.scores, planned=True)
+    cases = list(_CASES[claim.test](claim, blocks))
     bound = EQUIVALENCE_MARGIN if claim.test == "better" else None
     found = judge([case.tested for case in cases], bound)
     verdicts = [one.verdict for one in found]
     counts = [f"{verdicts.count(name)} {name}" for name in (HOLDS, FAILS, OPEN) if name in verdicts]
     unfinished = sum(any(score.status != "done" for score in case.scores) for case in cases)
     counts += [f"{unfinished} not finished"] if unfinished else []
-    names = _names([case.block for case in cases])
+    names = _setting_names([case.block for case in cases], {first for first, _other in _changes(blocks)})
     rows = [_row(case, one, names[case.block]) for case, one in zip(cases, found, strict=True)]
     whole = overall(verdicts, complete=not unfinished)
     verdict = f"{whole} ({', '.join(counts)})" if rows else f"{OPEN} (nothing to compare)"
@@ -90,7 +93,7 @@ def judged(claim: Claim, results: Results) -> Judged:
     return Judged(claim.text, verdict, table.without_empty() if rows else table)
 
 
-def _better(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+def _better(claim: Claim, blocks: Blocks) -> Iterator[Case]:
     for block, methods in blocks.items():
         for one, other in itertools.product(methods, methods):
             if methods[one].method in claim.better and methods[other].method in claim.than:
@@ -98,7 +101,7 @@ def _better(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterat
                 yield Case(block, f"{one} − {other}", (values,), (values,), (methods[one], methods[other]))
 
 
-def _same_ranking(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+def _same_ranking(claim: Claim, blocks: Blocks) -> Iterator[Case]:
     for first, block in _changes(blocks):
         common = [name for name in blocks[first] if name in blocks[block]]
         for one, other in itertools.combinations(common, 2):
@@ -109,7 +112,7 @@ def _same_ranking(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> 
             yield Case(block, f"{one} − {other}: first setting, here", values, values, compared)
 
 
-def _evaluation(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[Case]:
+def _evaluation(claim: Claim, blocks: Blocks) -> Iterator[Case]:
     for first, block in _changes(blocks):
         base = next(iter(blocks[first]))
         for name in blocks[first]:
@@ -123,14 +126,14 @@ def _evaluation(claim: Claim, blocks: Mapping[Block, Mapping[str, Score]]) -> It
                 yield Case(block, compared, (change, apart), tested, scores)
 
 
-_CASES: Mapping[Test, Callable[[Claim, Mapping[Block, Mapping[str, Score]]], Iterator[Case]]] = {
+_CASES: Mapping[Test, Callable[[Claim, Blocks], Iterator[Case]]] = {
     "better": _better,
     "same ranking": _same_ranking,
     "evaluation": _evaluation,
 }
 
 
-def _changes(blocks: Mapping[Block, Mapping[str, Score]]) -> Iterator[tuple[Block, Block]]:
+def _changes(blocks: Blocks) -> Iterator[tuple[Block, Block]]:
     """Pairs of the first block of each dataset and IPC, and another one that differs in its setting."""
     first: dict[tuple[str, int], Block] = {}
     for block in blocks:
@@ -155,11 +158,12 @@ def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
     return [[one[seed] for seed in shared] for one in values]
 
 
-def _names(blocks: Sequence[Block]) -> dict[Block, str]:
-    """Names of the blocks' settings, by the fields in which these differ; the one without changes is the first."""
+def _setting_names(blocks: Sequence[Block], firsts: Collection[Block]) -> dict[Block, str]:
+    """Names of the blocks' settings, by the fields in which these differ; ``firsts`` have the grid's first setting."""
     settings = [block.setting._replace(labels=f"{block.setting.labels} labels") for block in blocks]
-    names = differences(settings)
-    return {block: name or ("first setting" if any(names) else "") for block, name in zip(blocks, names, strict=True)}
+    found = dict(zip(blocks, differences(settings), strict=True))
+    without_changes = {block: "first setting" if block in firsts else "no changes" for block in found}
+    return {block: name or (without_changes[block] if any(found.values()) else "") for block, name in found.items()}
 
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:

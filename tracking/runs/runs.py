@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -167,7 +167,7 @@ class Tracker:
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
             if found:
                 run_id: str = found[0].info.run_id
-                self.reopen(found[0], "rd3.status", "rd3.reason")
+                self.reopen(found[0], obsolete=("rd3.status", "rd3.reason"))
                 self.log(run_id, tags=own)
             else:
                 run_id = self.client.create_run(experiment_id, run_name=f"grid {name}", tags=own).info.run_id
@@ -215,14 +215,14 @@ class Tracker:
                 tags |= {name: run.data.tags[name] for name in ("mlflow.parentRunId",) if name in run.data.tags}
                 # MLflow's parameters are immutable, and another grid may use another name for the same protocol.
                 shown = {name: value for name, value in shown.items() if name not in run.data.params}
-                self.reopen(run, "rd3.reason", "rd3.imported")
+                self.reopen(run, obsolete=("rd3.reason", "rd3.imported"))
             else:
                 name, tags = run_name(recipe, facts), tags | (grid_tags([grid]) if grid else {})
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run, recipe, attempt)
 
-    def reopen(self, run: Any, *obsolete: str) -> None:
+    def reopen(self, run: Any, obsolete: Collection[str]) -> None:
         """Set the status of an earlier run to RUNNING, and delete its ``obsolete`` tags."""
         self.client.update_run(run.info.run_id, status="RUNNING")
         for name in set(obsolete) & run.data.tags.keys():

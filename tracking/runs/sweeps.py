@@ -109,7 +109,7 @@ class SweepRuns:
             if parents:
                 run = parents[0]
                 self.tracker.log(run.info.run_id, tags=own)
-                self.tracker.reopen(run, "rd3.reason")
+                self.tracker.reopen(run, obsolete=("rd3.reason",))
             else:
                 run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
             self.run_id, self.started = run.info.run_id, run.info.start_time
@@ -149,6 +149,7 @@ class SweepRuns:
         """End the parent run with ``done``, ``failed`` or ``killed``."""
         if not self.run_id:
             return
+        # Not ``done``, by which `rd3 ledger rebuild` finds the runs of recipes.
         tags = {"rd3.status": "finished" if status == "done" else status, **({"rd3.reason": reason} if reason else {})}
         ends = {"done": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
         with self.tracker.errors():

@@ -27,13 +27,14 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(ledger: Ledger, place: Place) -> Rebuilt:
-    """Add an entry for every finished run whose files still exist.
+    """Add an entry for every finished run on the server whose files still exist, of any ledger.
 
+    A lost ledger has lost its identity, and may have been moved, so that its own runs cannot be told from others.
     Runs of an older format give entries of that format, which ``rd3 ledger upgrade`` converts.
     Raises :class:`DataCorrupt` for the first ``entry.json`` that cannot be read, with what to do.
     """
     tracker = Tracker(place)
-    known = {kind: ledger.keys(kind) for kind in KINDS}
+    known = {kind: ledger.keys(kind) | ledger.former_keys(kind).keys() for kind in KINDS}
     added, without_entry = 0, list[str]()
     with tracker.errors():
         done = tracker.search(tracker.experiment_ids(), {"rd3.status": "done"}, "attributes.status = 'FINISHED'")
@@ -59,7 +60,11 @@ def rebuild(ledger: Ledger, place: Place) -> Rebuilt:
 
 
 def _with_current_address(entry: Entry, run: Any, ledger: Ledger) -> Entry:
-    """The entry with the current address of its files; runs may have been moved since RD3 0.1 wrote ``entry.json``."""
+    """The entry with the current address of its files.
+
+    Files that are kept with the run are where MLflow says now; RD3 0.1 wrote absolute addresses, which may be old.
+    Other addresses in ``entry.json`` are relative to the artifact root.
+    """
     if (entry.artifact or "").endswith(f"/{run.info.run_id}/artifacts/{entry.kind}"):
         return entry.model_copy(update={"artifact": f"{run.info.artifact_uri}/{entry.kind}"})
     return to_absolute(entry, ledger.objects)

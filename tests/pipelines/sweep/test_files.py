@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from pipelines.grid.catalog import Catalog
@@ -12,7 +10,7 @@ from pipelines.sweep.files import load_sweep, shipped_sweeps
 from pipelines.sweep.study import distributions
 from pipelines.sweep.values import Dimension
 from rd3.errors import DataMissing, UnknownName
-from rd3.losses import LOSSES
+from rd3.losses import LOSSES, register_loss
 from rd3.preset_rules import Case
 from rd3.protocol import Preset, applicable_values, presets, resolve_protocol
 from rd3.values import Frozen
@@ -170,7 +168,7 @@ def test_each_field_of_the_space_is_checked(field, said):
         ("beta2: [0.9, 0.99]", "{rd3: {optimizer: sgd}}", "the optimizer is sgd"),
         ("hard_mix: [weighted, base]", "{rd3: {labels: hard, augmentation: [flip]}}", "no augmentation mixes images"),
         ("scale_t2: [true, false]", "{rd3: {temperature: 1}}", "the temperature is 1"),
-        ("loss: [kl, mse_gt]", "{rd3: {labels: hard}}", "Hard labels use the loss 'ce' only."),
+        ("loss: [ce, mse_gt]", "{rd3: {labels: hard}}", "Loss 'mse_gt' is used with soft labels only."),
         ("lr: [0.1, 0.2]", "{rd3: {soft_labels: own}}", "The sets of a sweep have no soft labels of their own."),
         ("lr: [0.1, 0.2]", "{rd3: {lr: 0.3}}", "This field is also set in 'protocol'."),
         ("loss: [kl, dkd]", "{rd3: {temperature: 4}}", "temperature of 'protocol' would not be used"),
@@ -271,6 +269,9 @@ def test_values_that_do_not_fit_the_dataset():
     assert "A trial cannot have label_top_k 50" in many and "digits has 10 classes" in many
     [small] = mistakes(space("test_resize: [0, 16, 36]"))
     assert "A trial cannot have test_resize 16" in small and "cropped to 32 pixels" in small
+    [small] = mistakes(space("test_resize: {low: 0, high: 64, step: 16}"))
+    assert "A trial cannot have test_resize 16" in small
+    assert parse_sweep(space("test_resize: {low: 0, high: 64, step: 32}"), "x").space
 
 
 def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
@@ -278,10 +279,17 @@ def test_a_loss_of_ones_own_that_takes_hard_labels_is_kept(monkeypatch):
         smoothing: float = 0.1
 
     LOSSES.names()
-    own = SimpleNamespace(Settings=Settings, labels="hard")
-    monkeypatch.setitem(LOSSES._things, "smoothed", own)
+    monkeypatch.setattr(LOSSES, "_things", dict(LOSSES._things))
+    register_loss("smoothed", Settings, labels="hard")(lambda logits, targets, settings: logits.sum())
     proposed = {"labels": "hard", "loss": "smoothed", "smoothing": 0.3}
     assert applicable_values(presets()["rd3"], Case(same_network=True), proposed) == proposed
+    for field, protocol in (
+        ("smoothing: {low: 0, high: 0.5}", "{rd3: {labels: hard, loss: smoothed}}"),
+        ("loss: [ce, smoothed]", "{rd3: {labels: hard}}"),
+    ):
+        assert parse_sweep(space(field, protocol=protocol), "x").space
+    [refused] = mistakes(space("loss: [kl, smoothed]"))
+    assert "space.loss[1] (line 9): Loss 'smoothed' is used with hard labels only." in refused
 
 
 def test_a_trial_has_the_settings_of_its_own_loss():

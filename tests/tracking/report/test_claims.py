@@ -68,6 +68,18 @@ def test_the_same_ranking_compares_each_setting_with_the_first():
     assert "; +10.0 [" in found[1]["points with 95 % interval"]
 
 
+def test_a_setting_without_changes_is_called_the_first_one_only_if_it_is():
+    grid = Grid()
+    for student, varied in (("resnet18", {}), ("conv3", {}), ("conv3", {"zeta": 2.0})):
+        for method, tops in {"random": RANDOM, "rded": RDED}.items():
+            grid.add(method, 10, tops, student=student, varied=varied)
+    found = Results.of(grid.cells, grid.find)
+    same = Claim(text="The ranking survives.", test="same ranking")
+    assert [row["setting"] for row in rows(same, found)] == ["no changes", "zeta=2.0"]
+    better = Claim(text="RDED is better.", test="better", better=("rded",), than=("random",))
+    assert [row["setting"] for row in rows(better, found)] == ["resnet18", "conv3", "conv3, zeta=2.0"]
+
+
 def test_seeds_of_both_settings_are_said_where_one_has_fewer():
     claim = Claim(text="The ranking survives.", test="same ranking")
     base = {"random": RANDOM, "rded": RDED}

@@ -14,7 +14,7 @@ from rd3.errors import DataMissing, StoreError, TrackingError
 from rd3.protocol import resolve_protocol
 from rd3.recipe import Data, EvaluationRecipe, Normalisation, SetRecipe
 from rd3.store import Entry, sha256_files
-from tracking.ledger.ledger import Ledger
+from tracking.ledger.ledger import Ledger, former_name
 from tracking.place import Place
 from tracking.runs.fields import metrics
 from tracking.runs.runs import Tracker
@@ -297,6 +297,9 @@ def test_the_store_by_hand_and_the_ledger_rebuilt(tracker: Tracker, place: Place
     assert ledger.find("set", made.key) == kept[made.key]
     assert ledger.find("set", lost.key) is None
     assert rebuild(ledger, place) == (0, [])
+    ledger.forget("set", made.key)
+    ledger.objects.put(former_name("set", made.key), json.dumps({"key": "f" * 64}).encode())
+    assert rebuild(ledger, place) == (0, []), "a former key of an entry that was upgraded"
 
 
 def test_a_store_that_cannot_take_the_files(place: Place, tmp_path: Path, tracker: Tracker) -> None:
