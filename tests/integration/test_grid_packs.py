@@ -79,7 +79,7 @@ def grids(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many cores there are: packs are as large as they can be."""
-    monkeypatch.setattr("pipelines.cluster.ray.Cluster.devices", lambda _self: (1.0, 0.0))
+    monkeypatch.setattr("pipelines.engine.workers.RayWorkers.devices", lambda _self: (1.0, 0.0))
 
 
 def test_evaluations_of_equal_views_are_made_together_and_are_what_they_are_alone(
