@@ -10,21 +10,48 @@ it has bf16 in hardware, ``ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`` di
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.bench import Bench, Skipped
 from benchmarks.machine import facts
-from benchmarks.registry import CASES, run
 from benchmarks.rows import table, write_csv
 from rd3.device import configure_torch, usable_device
 from rd3.errors import RD3Error
 
 ROUNDS, QUICK_ROUNDS = 5, 3
+
+
+class Case(NamedTuple):
+    """One module of this package, with ``run(bench) -> list[Row]``, which is imported when it runs."""
+
+    summary: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    in_quick: bool = True
+    """Whether ``--quick`` runs it unless it is named."""
+
+    def runs(self, device: str, quick: bool) -> bool:
+        """Whether it runs on this type of device if no case is named."""
+        return device in self.devices and (self.in_quick or not quick)
+
+
+CASES = {
+    "post_evaluation": Case("a training step with a teacher, beside the published loop's structure"),
+    "recovery": Case("an iteration of SRe2L, optimisation by optimisation, and several blocks at once"),
+    "patch_scoring": Case("a crop scored by RDED"),
+    "shared_views": Case("students that share views and teachers' logits, beside each alone"),
+    "cached_logits": Case("students that read cached teacher logits, beside students with a teacher"),
+    "layout": Case("a training step with weights channels last, beside weights as they are built"),
+    "compiled": Case("a training step compiled by torch, beside the same step as it is", in_quick=False),
+    "sampling": Case("an image from a diffusion model, in batches beside one at a time"),
+    "cell": Case("a CIFAR-10 IPC 10 cell by parts: set, training, test", devices=("cpu",), in_quick=False),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +104,7 @@ def _run(name: str, bench: Bench) -> int:
     """Measure a case and write its CSV; returns 1 if it failed, which is printed and does not stop the others."""
     start = time.perf_counter()
     try:
-        rows = run(name, bench)
+        rows = importlib.import_module(f"benchmarks.{name}").run(bench)
     except Skipped as reason:
         print(f"{name}: skipped, {reason}", flush=True)
         return 0

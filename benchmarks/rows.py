@@ -44,16 +44,12 @@ class Row:
         return f"{'reaches' if self.ratio >= self.aim else 'MISSES'} {self.aim:g}"
 
 
-def columns(facts: Mapping[str, Any]) -> list[str]:
-    """Columns of a CSV: the row's, then the machine's."""
-    return [field.name for field in fields(Row)] + list(facts)
-
-
 def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Every row with the facts of the machine."""
+    """Every row, followed by the facts of the machine (column to value)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [*(field.name for field in fields(Row)), *facts]
     cells = [[*asdict(row).values(), *facts.values()] for row in rows]
-    path.write_text(csv_text([columns(facts), *cells]), encoding="utf-8")
+    path.write_text(csv_text([columns, *cells]), encoding="utf-8")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -18,15 +18,16 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -199,13 +200,9 @@ def drawn(costs_s: Mapping[Key, float], noise: float, seed: int) -> dict[Key, fl
 
 def simulation_rows(devices: list[int], shares: list[int], parts: list[float], seeds: int, noise: float) -> list[Row]:
     """A row per combination, each from a process of its own, so that peak memory is that of one simulation."""
-    rows = []
-    for gpus, share, part in itertools.product(devices, shares, parts):
-        words = ["one", "--devices", str(gpus), "--shares", str(share), "--part", str(part)]
-        words += ["--seeds", str(seeds), "--noise", str(noise)]
-        done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows
+    sizes = zip(*itertools.product(devices, shares, parts, [seeds], [noise]), strict=True)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        return list(processes.map(one_simulation, *sizes))
 
 
 def one_simulation(gpus: int, share: int, part: float, seeds: int, noise: float) -> Row:
@@ -391,9 +388,9 @@ def show(rows: list[Row]) -> None:
     sys.stdout.write(csv_text([list(rows[0]), *(list(row.values()) for row in rows)]))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("case", choices=("simulate", "orders", "workers", "one"))
+    parser.add_argument("case", choices=("simulate", "orders", "workers"))
     parser.add_argument("--devices", type=int, action="append")
     parser.add_argument("--shares", type=int, action="append")
     parser.add_argument("--part", type=float, action="append")
@@ -402,16 +399,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--recipes", type=int, default=1600)
     parser.add_argument("--sleep", type=float, default=0.05)
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args()
     if chosen.case == "workers":
         show(worker_rows(chosen.workers, chosen.recipes, chosen.sleep))
     elif chosen.case == "orders":
         show(order_rows(chosen.devices or [8, 16, 64], chosen.shares or [1, 16], chosen.seeds, chosen.noise))
-    elif chosen.case == "one":
-        if any(len(given or ()) != 1 for given in (chosen.devices, chosen.shares, chosen.part)):
-            parser.error("one is a single simulation: give --devices, --shares and --part, each once")
-        row = one_simulation(chosen.devices[0], chosen.shares[0], chosen.part[0], chosen.seeds, chosen.noise)
-        print(json.dumps(row))
     else:
         show(simulation_rows(chosen.devices or [1, 8, 64], chosen.shares or [1, 16], chosen.part or [1.0],
                              chosen.seeds, chosen.noise))  # fmt: skip

@@ -81,8 +81,8 @@ class Catalog:
         ledger: Ledger | None = None,
         protocols: Mapping[str, Preset] | None = None,
     ):
-        self.roots, self.presets, self.ledger = roots, presets, ledger
-        self.protocols = dict(protocols or {})
+        self.roots, self.ledger = roots, ledger
+        self.protocols = protocols or {}
         self._preset_of = preset if presets is None else preset_reader(presets)
         self._user_role: UserRole = no_user_role if ledger is None else ledger.role
         self.used_protocols: set[str] = set()
@@ -92,13 +92,9 @@ class Catalog:
         self._found: dict[Hashable, Any] = {}
 
     @classmethod
-    def of(cls, session: Session) -> Catalog:
-        return cls(session.roots, presets=session.presets, ledger=session.ledger)
-
-    def with_protocols(self, protocols: Mapping[str, Preset]) -> Catalog:
-        """A copy of the catalog with these protocols added."""
-        given = {**self.protocols, **protocols}
-        return type(self)(self.roots, presets=self.presets, ledger=self.ledger, protocols=given)
+    def of(cls, session: Session, protocols: Mapping[str, Preset] | None = None) -> Catalog:
+        """The catalog of a session, with these protocols added."""
+        return cls(session.roots, presets=session.presets, ledger=session.ledger, protocols=protocols)
 
     @property
     def required_ledger(self) -> Ledger:

@@ -103,12 +103,9 @@ class Expansion:
 
     @cached_property
     def _cells_by_key(self) -> dict[Key, Cell]:
-        found: dict[Key, Cell] = {}
-        for cell in self.cells:
-            for key in (cell.evaluation, cell.set, cell.robustness):
-                if key is not None:
-                    found.setdefault(key, cell)
-        return found
+        """Recipe to the first cell that has it."""
+        cells = reversed(self.cells)
+        return {key: cell for cell in cells for key in (cell.evaluation, cell.set, cell.robustness) if key is not None}
 
     @cached_property
     def _parents(self) -> set[Key]:
@@ -428,14 +425,12 @@ class _Expander:
         return self.result.infos[dataset]
 
     def _teacher(self, dataset: str, name: str) -> Teacher:
-        known = self.result.teachers.get((dataset, name))
-        if known is None:
+        if (dataset, name) not in self.result.teachers:
             role = self.catalog.role(dataset, name)
             # a teacher trained here must not see the images that students are tested on, so it uses the sets' split
             recipe = teacher_recipe(role, self.result.infos[dataset], self.data[dataset].fingerprint, self.split)
-            known = Teacher(dataset, name, recipe, role.hint)
-            self.result.teachers[dataset, name] = known
-        return known
+            self.result.teachers[dataset, name] = Teacher(dataset, name, recipe, role.hint)
+        return self.result.teachers[dataset, name]
 
     def _backbone(self, dataset: str, name: str) -> BackboneRecipe:
         role = self.catalog.backbone(dataset, name)

@@ -54,7 +54,8 @@ def load_grid(source: str | Path | Mapping[str, Any], catalog: Catalog | None = 
     """
     if isinstance(source, Mapping):
         return parse_grid(_as_text(source), "grid", catalog)
-    source = _own_name(str(source))
+    name = str(source).removesuffix(SMALL)
+    source = OTHER_NAMES.get(name, name) + str(source).removeprefix(name)
     full = _full(source)
     document = read_named(full or source, _GRIDS, "grid")
     document.source = source
@@ -81,12 +82,6 @@ def _as_text(source: Mapping[str, Any]) -> str:
             f"A grid has a value of type {kind}, {str(error.args[-1])[:60]!r}.",
             "use numbers, text, lists and dicts",
         ) from None
-
-
-def _own_name(source: str) -> str:
-    """The name of the grid that also goes by another one, in the same size."""
-    name = source.removesuffix(SMALL)
-    return OTHER_NAMES.get(name, name) + source.removeprefix(name)
 
 
 def _full(source: str) -> str | None:

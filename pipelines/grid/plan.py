@@ -322,13 +322,10 @@ def _blocked(expansion: Expansion, wanted: set[Key]) -> dict[Key, str]:
     """Recipes that cannot run, with the first cause: a missing dataset, or what must be imported."""
     blocked: dict[Key, str] = {}
     for key, recipe in expansion.recipes.items():
-        if key not in wanted:
-            continue
-        reason = expansion.blocked.get(key) or expansion.imports.get(key)
-        for _kind, parent in recipe.parents():
-            reason = reason or blocked.get(parent)
-        if reason:
-            blocked[key] = reason
+        own = expansion.blocked.get(key) or expansion.imports.get(key)
+        reasons = [own, *(blocked.get(parent) for _kind, parent in recipe.parents())]
+        if key in wanted and any(reasons):
+            blocked[key] = next(filter(None, reasons))
     return blocked
 
 

@@ -130,7 +130,7 @@ class SweepRun:
         for subject in self.subjects:
             check_free(self.session.presets, subject.winner_name, self.sweep.name)
         validation = joined([subject.expansion for subject in self.subjects], self.sweep)
-        plan = self._plan(validation)
+        plan = plan_session(validation, self.session, slots=self.concurrent)
         self.plan_shown(plan)
         self.tracker.check()
         with self.interrupts as interrupts, self.ledger.lease(self._lease, f"sweep {self.sweep.name}") as lease:
@@ -217,9 +217,6 @@ class SweepRun:
         for subject in self.subjects:
             for trial in self.outcome.tunings[subject.label].trials():
                 self._log(subject, trial)
-
-    def _plan(self, expansion: Expansion) -> Plan:
-        return plan_session(expansion, self.session, slots=self.concurrent)
 
     def _say(self, reason: str) -> None:
         """Show once what the driver waits for."""
@@ -405,7 +402,7 @@ class SweepRun:
         if not expansion.blocked:  # otherwise the keys of the tests are unknown
             for subject, best in won:
                 self._retry(partial(record, subject, best, self._winner_test(subject), self.records))
-        plan = self._retry(partial(self._plan, expansion))
+        plan = self._retry(partial(plan_session, expansion, self.session, slots=self.concurrent))
         self._run_plan(expansion, plan)
         for subject, _best in won:
             self._read_tests(subject)
@@ -416,7 +413,7 @@ class SweepRun:
     def _expanded(self, won: Sequence[Subject]) -> Expansion:
         """The grid of the tests of these methods, with winners that are not saved yet."""
         presets = [self.outcome.winners[subject.label] for subject in won]
-        catalog = Catalog.of(self.session).with_protocols({preset.name: preset for preset in presets})
+        catalog = Catalog.of(self.session, {preset.name: preset for preset in presets})
         grid = self.sweep.test_grid({subject.label: subject.winner_name for subject in won})
         return self._retry(partial(expand, grid, catalog))
 

@@ -100,10 +100,7 @@ def evaluate_point(trial: TrialInput, before: Sequence[FrozenTrial]) -> Answer:
     first, *others = (_evaluation(text) for text in trial.evaluations)
     facts: dict[str, Any] = {"evaluations": [first.key, *(recipe.key for recipe in others)]}
     scores: dict[Key, Score] = {}
-
-    def started() -> RunningTrial:
-        return RunningTrial(trial.study, trial.number, before, trial.pruning)
-
+    started = partial(RunningTrial, trial.study, trial.number, before, trial.pruning)
     try:
         running = started()
         score, pruned = _replayed(trial.known.get(first.key), running)

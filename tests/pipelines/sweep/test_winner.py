@@ -69,7 +69,7 @@ def tuned(subject: Subject) -> Tuning:
 
 def winner_and_base(subject: Subject, here: Session, made):
     grid = subject.sweep.test_grid({subject.label: subject.winner_name})
-    return winner_test(subject, expand(grid, Catalog.of(here).with_protocols({made.name: made})))
+    return winner_test(subject, expand(grid, Catalog.of(here, {made.name: made})))
 
 
 def test_everything_of_a_trial_stays_within_the_training_images(here):
@@ -137,7 +137,7 @@ def test_a_winner_keeps_the_rules_of_its_base_but_for_what_was_tuned(here, tmp_p
     ]
     own = Preset.model_validate(preset("rd3-reduced").model_dump(mode="json") | {"name": "own", "rules": rules})
     sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
-    [subject, *_others] = subjects(sweep, Catalog.of(here).with_protocols({"own": own}))
+    [subject, *_others] = subjects(sweep, Catalog.of(here, {"own": own}))
     best = tuned(subject).best()
     assert "lr" in best.params and "weight_decay" not in best.params and sweep.ipc == 5
     assert subject.protocol({}).lr == 0.5 and subject.protocol(best.params).weight_decay == 0.3
@@ -155,7 +155,7 @@ def test_a_winner_keeps_the_rules_of_its_base_but_for_what_was_tuned(here, tmp_p
 def test_a_winner_of_a_users_own_protocol_reduces_nothing(here, tmp_path):
     own = preset("rd3").model_copy(update={"name": "own", "all": {"epochs": 30, "augmentation": []}})
     sweep = load_sweep("demo").model_copy(update={"trials": 4, "protocol": Chosen(name="own")})
-    [subject, *_others] = subjects(sweep, Catalog.of(here).with_protocols({"own": own}))
+    [subject, *_others] = subjects(sweep, Catalog.of(here, {"own": own}))
     made = winner_preset(subject, tuned(subject).best(), 4)
     write_preset(made, tmp_path, "demo")
     read = preset_reader(tmp_path)("demo-random")
@@ -179,7 +179,7 @@ def test_a_winner_states_its_compute_as_epochs(here):
     assert trial.epochs == 2000 // (5 * 10) == 40, "of 5 images for each of 10 classes"
     assert resolve_protocol(made, factor=1, same_network=True, set_size=50) == trial
     grid = subject.sweep.test_grid({subject.label: subject.winner_name})
-    tested = expand(grid, catalog.with_protocols({made.name: made})).recipes.values()
+    tested = expand(grid, Catalog.of(here, {made.name: made})).recipes.values()
     assert trial in [one.protocol for one in tested if isinstance(one, EvaluationRecipe)]
 
 
@@ -189,7 +189,7 @@ def test_a_winner_with_hard_labels_drops_the_fields_of_soft_ones(here, section):
     stored = plain[section] | {"soft_labels": "stored", "label_top_k": 2, "label_epochs": 3}
     own = Preset.model_validate(plain | {"name": "own", "reduces": None, section: stored})
     space = {"labels": ["soft", "hard"], "lr": {"low": 0.001, "high": 0.1, "log": True}}
-    catalog = Catalog.of(here).with_protocols({"own": own})
+    catalog = Catalog.of(here, {"own": own})
     _subject, made = winner_of(catalog, {"labels": "hard", "lr": 0.01}, protocol="own", space=space)
     for same in (True, False):
         resolved = resolve_protocol(made, factor=1, same_network=same, set_size=50)
