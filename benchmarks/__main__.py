@@ -12,18 +12,21 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+import rd3
 from benchmarks.bench import Bench, Skipped
-from benchmarks.machine import facts
 from benchmarks.rows import table, write_csv
-from rd3.device import configure_torch, usable_device
+from rd3.device import bf16_in_hardware, configure_torch, usable_device
 from rd3.errors import RD3Error
+from rd3.hardware import processor
+from rd3.store import now
 
 ROUNDS, QUICK_ROUNDS = 5, 3
 
@@ -114,6 +117,28 @@ def _run(name: str, bench: Bench) -> int:
     write_csv(bench.out / f"{name}.csv", rows, facts(bench.device, bench.peaks))
     print(f"{name}, {time.perf_counter() - start:.0f} s\n{table(rows)}", flush=True)
     return 0
+
+
+def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
+    """What every row of a CSV says of the machine; ``load_average`` is the current one, ``peaks`` GFLOP/s by data type."""
+    return {
+        "processor": processor().name,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "device": str(device),
+        "bf16_in_hardware": bf16_in_hardware(device),
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        "aten_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "tf32_products": torch.get_float32_matmul_precision(),
+        "tf32_convolutions_of_reference": torch.backends.cudnn.allow_tf32,
+        **{f"peak_{dtype}_gflop_per_s": round(rate, 1) for dtype, rate in peaks.items()},
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "rd3": rd3.__version__,
+        "python": platform.python_version(),
+        "date": now(),
+    }
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from unittest import mock
 
 import torch
 
-from benchmarks.bench import Bench, Job, Skipped
+from benchmarks.bench import Bench, Job, Skipped, as_work
 from benchmarks.patch_scoring import CROPS, IMAGES, scoring
 from benchmarks.post_evaluation import BATCH, CPU_AIMS, reference
 from benchmarks.published import validate
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, untrained
-from benchmarks.timing import as_work
 from rd3.datasets import Roots, open_dataset
 from rd3.device import set_memory_format
 from rd3.errors import RD3Error

@@ -12,10 +12,9 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Work, ratio
 from benchmarks.rows import Row
 from benchmarks.students import memory_format, untrained
-from benchmarks.timing import Work, ratio
 from rd3.datasets import dataset_info
 from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format
 from rd3.models import forward_cost

@@ -12,11 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, as_work
 from benchmarks.published import Pictures
 from benchmarks.rows import Row
 from benchmarks.students import untrained
-from benchmarks.timing import as_work
 from rd3.datasets import Dataset
 from rd3.device import resolve_precision
 from rd3.methods import Context

@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping
 from functools import partial
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Work
 from benchmarks.published import PublishedLoop
 from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, untrained
-from benchmarks.timing import Work
 from rd3.device import resolve_precision
 from rd3.models import forward_cost
 from rd3.recipe import EvaluationRecipe

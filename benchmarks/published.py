@@ -135,7 +135,7 @@ class PublishedLoop:
         self.loss = loss.item()
 
     def steps(self, count: int) -> int:
-        """Take ``count`` steps; returns ``count``, as a :data:`benchmarks.timing.Work` does."""
+        """Take ``count`` steps; returns ``count``, as a :data:`benchmarks.bench.Work` does."""
         for _step in range(count):
             self.step()
         return count

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Work, as_work
 from benchmarks.rows import Row
 from benchmarks.students import memory_format, untrained
-from benchmarks.timing import Work, as_work
 from rd3.device import repeatable_kernels
 from rd3.methods import Block, Context
 from rd3.methods._bn_matching import MatchingSettings

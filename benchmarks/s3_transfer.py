@@ -94,9 +94,8 @@ def measure(root: str, folder: Path, way: str) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root")
-    parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--files", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    for name, default in (("--mib", 1024), ("--files", 8), ("--rounds", 5)):
+        parser.add_argument(name, type=int, default=default)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "set"

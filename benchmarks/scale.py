@@ -48,8 +48,7 @@ from pipelines.grid.catalog import Catalog
 from pipelines.grid.expand import Expansion, expand
 from pipelines.grid.files import parse_grid
 from pipelines.grid.plan import Plan, make_plan
-from pipelines.grid.queue import Demand, Queued, RecipeQueue
-from pipelines.grid.schedule import least_wall_s, wall_s
+from pipelines.grid.queue import Demand, Queued, RecipeQueue, least_wall_s, simulated_wall_s
 from pipelines.settings import Session
 from rd3.csv_file import csv_text
 from rd3.planning.cost import Rates
@@ -266,7 +265,7 @@ def order_rows(devices: list[int], shares: list[int], seeds: int, noise: float) 
                 takes_s = drawn(base.costs_s, noise, seed)
                 least_s = least_wall_s(queued(costs_s=takes_s), gpus)
                 with mock.patch.object(queue_module, "URGENT", urgent):
-                    taken_s = wall_s(queued(costs_s=base.costs_s), takes_s, 1000, gpus)
+                    taken_s = simulated_wall_s(queued(costs_s=base.costs_s), takes_s, 1000, gpus)
                 reached.append(100 * least_s / taken_s)
             row[f"urgent_{urgent:g}"] = round(min(reached), 1)
         rows.append(row)
@@ -350,8 +349,8 @@ def worker_rows(workers: int, recipes: int, sleep_s: float) -> list[Row]:
         costs_s={one.key: sleep_s for one in sleepers},
     )  # fmt: skip
     view = LineView("sleepers", queue, Eta(queue.costs_s, workers), {}, io.StringIO())
-    books = cast(Bookkeeping, None)
-    driver = Timed(queue, view, Jobs(), books, FixedCluster(float(workers), 0.0), Interrupts())
+    cluster = FixedCluster(float(workers), 0.0)
+    driver = Timed(queue, view, Jobs(), cast(Bookkeeping, None), cluster, Interrupts())
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

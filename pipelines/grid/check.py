@@ -62,9 +62,9 @@ def check_document(document: Located, catalog: Catalog, small: bool = False) -> 
         return None
     changes = data.pop("small", None)
     if changes is None:
-        name = document.name
         if small:
-            document.problem((), f"The grid {name} has no demonstration size.", f"use {name}, or add `small:`")
+            fix = f"use {document.name}, or add `small:`"
+            document.problem((), f"The grid {document.name} has no demonstration size.", fix)
         return full
     if "small" in changes:
         document.problem(("small", "small"), "The demonstration size has no demonstration size.", "remove it")
@@ -349,13 +349,9 @@ class PartCheck:
     @cached_property
     def label_teachers(self) -> tuple[str, ...]:
         """The known roles of the teachers that give soft labels together."""
-        found = []
-        for path, role in self.items("label_teachers"):
-            with self.noting(path):
-                for dataset in self.infos:
-                    self.catalog.role(dataset, role)
-                found.append(role)
-        return tuple(found)
+        return tuple(
+            self._known_items("label_teachers", lambda role: [self.catalog.role(one, role) for one in self.infos])
+        )
 
     @cached_property
     def varied(self) -> dict[str, tuple[Any, ...]]:

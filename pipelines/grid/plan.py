@@ -14,8 +14,7 @@ from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 from pipelines.grid.expand import Expansion
-from pipelines.grid.queue import Demand, RecipeQueue
-from pipelines.grid.schedule import wall_s
+from pipelines.grid.queue import Demand, RecipeQueue, simulated_wall_s
 from pipelines.settings import Session
 from rd3.datasets import DatasetInfo
 from rd3.errors import DataCorrupt, DataMissing, TrackingUnavailable
@@ -254,7 +253,7 @@ def make_plan(
         flops=flops,
         slots=slots,
         chain_s=max(queue.path_s.values(), default=0.0),
-        wall_s=wall_s(queue, queue.costs_s, slots),
+        wall_s=simulated_wall_s(queue, queue.costs_s, slots),
         priced=priced,
         cached_logits=cached_logits,
     )

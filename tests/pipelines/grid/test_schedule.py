@@ -7,8 +7,7 @@ import random
 import pytest
 from small_recipes import Stub
 
-from pipelines.grid.queue import Demand, RecipeQueue
-from pipelines.grid.schedule import least_wall_s, wall_s
+from pipelines.grid.queue import Demand, RecipeQueue, least_wall_s, simulated_wall_s
 
 ONE = dict.fromkeys(("teacher", "set", "evaluation"), Demand(1.0))
 
@@ -26,16 +25,16 @@ def queue_of(seconds: dict[str, float], after: dict[str, str], told: bool = True
 def test_one_device_takes_all_and_many_take_the_longest_chain():
     seconds = {"t": 2.0, "s0": 3.0, "s1": 1.0, "e0": 4.0, "e1": 5.0}
     after = {"s0": "t", "s1": "t", "e0": "s0", "e1": "s1"}
-    assert wall_s(queue_of(seconds, after), seconds, 1) == 15
-    assert wall_s(queue_of(seconds, after), seconds, 9) == 9 == queue_of(seconds, after).path_s["t"]
+    assert simulated_wall_s(queue_of(seconds, after), seconds, 1) == 15
+    assert simulated_wall_s(queue_of(seconds, after), seconds, 9) == 9 == queue_of(seconds, after).path_s["t"]
     assert least_wall_s(queue_of(seconds, after), 1) == 15 and least_wall_s(queue_of(seconds, after), 9) == 9
 
 
 def test_a_long_path_is_not_left_over_at_the_end():
     seconds = {f"s{n}": 1.0 for n in range(20)} | {"s_long": 10.0, "e_long": 5.0}
     after = {"e_long": "s_long"}
-    assert wall_s(queue_of(seconds, after, told=False), seconds, 2) > 20
-    assert wall_s(queue_of(seconds, after), seconds, 2) == 17.5 + 0.5
+    assert simulated_wall_s(queue_of(seconds, after, told=False), seconds, 2) > 20
+    assert simulated_wall_s(queue_of(seconds, after), seconds, 2) == 17.5 + 0.5
 
 
 def test_what_is_short_beside_all_that_is_left_waits_its_turn():
@@ -70,7 +69,7 @@ def test_close_to_what_no_order_can_beat(devices: int):
             for e in range(draw.randrange(6)):
                 seconds[f"e{s}_{e}"], after[f"e{s}_{e}"] = draw.lognormvariate(0, 1.5), f"s{s}"
         least = least_wall_s(queue_of(seconds, after), devices)
-        taken = wall_s(queue_of(seconds, after), seconds, devices)
+        taken = simulated_wall_s(queue_of(seconds, after), seconds, devices)
         assert least <= taken + 1e-9
         # Graham's bound holds for any order; the one taken is far better.
         assert taken <= 1.25 * least
