@@ -14,15 +14,16 @@ import importlib
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import rd3
-from benchmarks.bench import Bench, Skipped
-from benchmarks.rows import table, write_csv
+from benchmarks.bench import Bench, Row, Skipped
+from rd3.csv_file import csv_text
 from rd3.device import bf16_in_hardware, configure_torch, usable_device
 from rd3.errors import RD3Error
 from rd3.hardware import processor
@@ -120,7 +121,7 @@ def _run(name: str, bench: Bench) -> int:
 
 
 def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
-    """What every row of a CSV says of the machine; ``load_average`` is the current one, ``peaks`` GFLOP/s by data type."""
+    """What every row of a CSV says of the machine; ``load_average`` is the current one, ``peaks``: GFLOP/s by dtype."""
     return {
         "processor": processor().name,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
@@ -139,6 +140,28 @@ def facts(device: torch.device, peaks: dict[str, float]) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": now(),
     }
+
+
+def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Every row, followed by the facts of the machine (column to value)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [*(field.name for field in fields(Row)), *facts]
+    cells = [[*asdict(row).values(), *facts.values()] for row in rows]
+    path.write_text(csv_text([columns, *cells]), encoding="utf-8")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text, one line each."""
+    return "\n".join(_line(row) for row in rows)
+
+
+def _line(row: Row) -> str:
+    each = f"{1e3 * row.ours_s:10.2f} ms, reference {1e3 * row.reference_s:10.2f} ms per {row.unit}"
+    rates = [f"{row.images_per_s:.0f} images/s"] if row.images_per_s else []
+    rates += [f"{row.gflop_per_s:.0f} GFLOP/s"] if row.gflop_per_s else []
+    rates += [f"{100 * row.share_of_peak:.1f} % of peak"] if row.share_of_peak else []
+    words = [f"x {row.ratio:.2f}", row.verdict, *rates, row.dtype, row.note]
+    return f"  {row.variant:<46} {each}  " + "; ".join(word for word in words if word)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from statistics import median
 
 import torch
 
-from benchmarks.rows import Row
 from rd3.device import bf16_in_hardware
 
 Work = Callable[[], int]
@@ -36,6 +35,40 @@ class Job:
     """Images per unit; None if a rate of images means nothing."""
     gflop: float | None = None
     """Floating-point operations that a unit cannot do without, in 1e9."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.  Times are medians of the rounds, the ratio is the median of the rounds' ratios."""
+
+    case: str
+    variant: str
+    unit: str
+    """What takes ``ours_s`` seconds."""
+    ours_s: float
+    reference_s: float
+    ratio: float
+    """How many times faster ours is."""
+    rounds: int
+    batch: int
+    dtype: str
+    """Data type of our path's matrix products."""
+    layout: str
+    aim: float | None = None
+    """``ratio`` to reach."""
+    images_per_s: float | None = None
+    gflop_per_s: float | None = None
+    """Rate of our path; a multiply-add counts as two operations, and only operations that a unit needs count."""
+    share_of_peak: float | None = None
+    """``gflop_per_s`` as a fraction of the best rate of a matrix product at ``dtype`` in the same process."""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the aim is reached."""
+        if self.aim is None:
+            return ""
+        return f"{'reaches' if self.ratio >= self.aim else 'MISSES'} {self.aim:g}"
 
 
 @dataclass

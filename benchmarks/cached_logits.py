@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Row
 from benchmarks.post_evaluation import BATCH
-from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, labelled_at_once
 from rd3.evaluation.cached_logits import CachedLogits
 from rd3.evaluation.logits_folder import LogitsFolder

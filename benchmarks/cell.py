@@ -14,11 +14,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks.bench import Bench, Job, Skipped, as_work
+from benchmarks.bench import Bench, Job, Row, Skipped, as_work
 from benchmarks.patch_scoring import CROPS, IMAGES, scoring
 from benchmarks.post_evaluation import BATCH, CPU_AIMS, reference
 from benchmarks.published import validate
-from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, untrained
 from rd3.datasets import Roots, open_dataset
 from rd3.device import set_memory_format

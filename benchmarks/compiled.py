@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Row
 from benchmarks.post_evaluation import BATCH, step_gflop
-from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
 
 

@@ -12,8 +12,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from benchmarks.bench import Bench, Job, Work, ratio
-from benchmarks.rows import Row
+from benchmarks.bench import Bench, Job, Row, Work, ratio
 from benchmarks.students import memory_format, untrained
 from rd3.datasets import dataset_info
 from rd3.device import autocast, bf16_in_hardware, repeatable_kernels, set_memory_format

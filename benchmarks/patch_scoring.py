@@ -12,9 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from benchmarks.bench import Bench, Job, as_work
+from benchmarks.bench import Bench, Job, Row, as_work
 from benchmarks.published import Pictures
-from benchmarks.rows import Row
 from benchmarks.students import untrained
 from rd3.datasets import Dataset
 from rd3.device import resolve_precision

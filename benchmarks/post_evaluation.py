@@ -11,9 +11,8 @@ import os
 from collections.abc import Mapping
 from functools import partial
 
-from benchmarks.bench import Bench, Job, Work
+from benchmarks.bench import Bench, Job, Row, Work
 from benchmarks.published import PublishedLoop
-from benchmarks.rows import Row
 from benchmarks.students import Students, Subject, untrained
 from rd3.device import resolve_precision
 from rd3.models import forward_cost

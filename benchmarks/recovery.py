@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.bench import Bench, Job, Work, as_work
-from benchmarks.rows import Row
+from benchmarks.bench import Bench, Job, Row, Work, as_work
 from benchmarks.students import memory_format, untrained
 from rd3.device import repeatable_kernels
 from rd3.methods import Block, Context

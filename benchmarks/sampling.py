@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.bench import Bench, Job, Work
-from benchmarks.rows import Row
+from benchmarks.bench import Bench, Job, Row, Work
 from rd3.device import autocast, peak_mib, reset_peak, resolve_precision
 from rd3.diffusion.backbone import Backbone
 from rd3.diffusion.families.dit import DiT

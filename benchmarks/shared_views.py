@@ -6,9 +6,8 @@ third in its network and zeta; what decides the views (set, teacher, augmentatio
 
 from __future__ import annotations
 
-from benchmarks.bench import Bench, Job
+from benchmarks.bench import Bench, Job, Row
 from benchmarks.post_evaluation import BATCH
-from benchmarks.rows import Row
 from benchmarks.students import Students, Subject
 
 OTHER = "wrn_16_2"

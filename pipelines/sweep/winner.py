@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,7 +47,7 @@ def winner_preset(subject: Subject, best: FrozenTrial, trials: int) -> Preset:
         all=merged(base.all, tuned),
         same_network=_left(base.same_network, tuned),
         other_network=_left(base.other_network, tuned),
-        rules=tuple(_rules_left(base.rules, tuned)),
+        rules=_rules_left(base.rules, tuned),
     )
 
 
@@ -70,12 +70,9 @@ def _tuned(subject: Subject, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in implied_by(values).items() if name in stated} | values
 
 
-def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> Iterator[Rule]:
+def _rules_left(rules: Iterable[Rule], tuned: dict[str, Any]) -> tuple[Rule, ...]:
     """The rules of a preset without the values that are tuned."""
-    for rule in rules:
-        values = _left(rule.then, tuned)
-        if values:
-            yield Rule(when=rule.when, then=values)
+    return tuple(Rule(when=rule.when, then=left) for rule in rules if (left := _left(rule.then, tuned)))
 
 
 def _left(values: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, Any]:

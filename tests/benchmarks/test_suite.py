@@ -17,10 +17,9 @@ from torchvision.transforms import functional
 import benchmarks
 from benchmarks import bench as bench_module
 from benchmarks import post_evaluation, published, students
-from benchmarks.__main__ import CASES, main
-from benchmarks.bench import Bench, Job, Skipped, ratio
+from benchmarks.__main__ import CASES, main, write_csv
+from benchmarks.bench import Bench, Job, Row, Skipped, ratio
 from benchmarks.recovery import PlainStatistics
-from benchmarks.rows import Row, write_csv
 from rd3.augment import cutmix_box
 from rd3.augmentations.cutmix import CutMix
 from rd3.augmentations.patch_shuffle import PatchShuffle

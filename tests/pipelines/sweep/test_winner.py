@@ -367,7 +367,7 @@ def test_a_winner_keeps_tuned_settings_of_an_augmentation_or_loss_that_a_rule_re
         {"augmentation": ["flip"]},
     ]
     base = {"epochs": 4, "zeta": 1.0, "batch_size": 5, "augmentation": ["resized_crop", "flip"]}
-    made = Preset(name="x", source="x", all=base | tuned_values, rules=tuple(_rules_left(rules, tuned_values)))
+    made = Preset(name="x", source="x", all=base | tuned_values, rules=_rules_left(rules, tuned_values))
     for ipc, area, temperature in ((5, 0.3, 7.0), (6, 0.3, 7.0), (8, 0.3, 7.0)):
         found = resolve_protocol(made, factor=1, same_network=True, set_size=50, ipc=ipc)
         assert (found.value("resized_crop.min_area"), found.value("temperature")) == (area, temperature)
