@@ -24,6 +24,8 @@ from torchvision.transforms import functional
 from rd3.datasets import DatasetInfo
 from rd3.recipe import Normalisation
 
+TEMPERATURE = 20.0
+
 
 class ShufflePatches(nn.Module):
     """Permutes the columns of tiles of an image (3, s, s), then the rows; ``factor`` tiles per side."""
@@ -99,12 +101,11 @@ class PublishedLoop:
         device: torch.device,
         extra_forward: bool,
         workers: int = 0,
-        temperature: float = 20.0,
     ):
         """``teacher`` and ``student`` are bare networks, which take normalised pixels."""
         self.teacher = teacher.to(device).eval().requires_grad_(True)
         self.student = student.to(device).train()
-        self.device, self.extra_forward, self.temperature = device, extra_forward, temperature
+        self.device, self.extra_forward = device, extra_forward
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, weight_decay=0.01)
         self.loss_of = nn.KLDivLoss(reduction="batchmean")
         self.loss = 0.0
@@ -127,9 +128,9 @@ class PublishedLoop:
             mixed = cutmix(images, float(torch.rand(())), centre, partner)
             if self.extra_forward:
                 (self.student(mixed).argmax(1) == labels).sum().item()
-            soft = F.softmax(self.teacher(mixed) / self.temperature, dim=1)
+            soft = F.softmax(self.teacher(mixed) / TEMPERATURE, dim=1)
         self.optimizer.zero_grad()
-        loss = self.loss_of(F.log_softmax(self.student(mixed) / self.temperature, dim=1), soft)
+        loss = self.loss_of(F.log_softmax(self.student(mixed) / TEMPERATURE, dim=1), soft)
         loss.backward()
         self.optimizer.step()
         self.loss = loss.item()

@@ -12,11 +12,11 @@ dataset below $RD3_DATA, or else ten random ones over and over.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,27 +45,28 @@ class Repeated(ToyDataset):
         return super().images(split, [index % 10 for index in indices])
 
 
-def make_one(method: str, ipc: int, iterations: int, name: str | None, folder: Path) -> None:
-    """One set at 224 pixels; prints the peak of this process in MiB."""
+def peak_of_one(method: str, ipc: int, iterations: int, name: str | None) -> float:
+    """Generate, open and draw one set at 224 pixels; returns the peak of this process in MiB."""
+    configure_torch(1)
     dataset = Repeated(ipc) if name is None else open_dataset(name, session().roots)
     teacher = untrained(dataset.info, "resnet18").eval().requires_grad_(False)
     recipes = trial_recipes(method, dataset, ipc, iterations=iterations)
-    trial_set(recipes, dataset, [teacher], folder, folder / "made")
-    reset_peak(CPU)
-    made = SetOnDisk.open(folder / "made")
-    contact_sheet(made, folder / "sheet.png")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        trial_set(recipes, dataset, [teacher], folder, folder / "made")
+        reset_peak(CPU)
+        made = SetOnDisk.open(folder / "made")
+        contact_sheet(made, folder / "sheet.png")
     assert made.manifest.peak_mib is not None
-    print(max(made.manifest.peak_mib, peak_mib(CPU)))
+    return max(made.manifest.peak_mib, peak_mib(CPU))
 
 
 def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> None:
     peaks = []
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="0")  # of the processes started here
     for ipc in ipcs:
-        command = [sys.executable, __file__, "--one", "--method", method, "--ipc", str(ipc)]
-        command += ["--iterations", str(iterations), *(["--dataset", name] if name else [])]
-        at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-        done = subprocess.run(command, env=os.environ | at_once, capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout.split()[-1]))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            peaks.append(process.submit(peak_of_one, method, ipc, iterations, name).result())
         images = ipc * 10 * 3 * 224**2 / 2**20
         print(f"{method} at IPC {ipc}: peak {peaks[-1]:.0f} MiB; its images are {images:.0f} MiB")
     grown, more = peaks[-1] - peaks[0], (ipcs[-1] - ipcs[0]) * 10 * 3 * 224**2 / 2**20
@@ -74,15 +75,9 @@ def memory(method: str, ipcs: list[int], iterations: int, name: str | None) -> N
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--one", action="store_true", help="one set in this process; its peak in MiB")
     parser.add_argument("--iterations", type=int, default=2)
     parser.add_argument("--method", default="dwa")
     parser.add_argument("--ipc", type=int, action="append")
     parser.add_argument("--dataset")
     chosen = parser.parse_args()
-    configure_torch(1)
-    if chosen.one:
-        with tempfile.TemporaryDirectory() as folder:
-            make_one(chosen.method, chosen.ipc[0], chosen.iterations, chosen.dataset, Path(folder))
-    else:
-        memory(chosen.method, chosen.ipc or [5, 40], chosen.iterations, chosen.dataset)
+    memory(chosen.method, chosen.ipc or [5, 40], chosen.iterations, chosen.dataset)
