@@ -278,10 +278,8 @@ class _Expander:
                     self._refuse(made.reason, number, *path)
                 for student in students:
                     frame = Frame.of(info, ipc, student, labelling[0].recipe.network)
-                    base: EvalProtocol | None = None
                     for protocol, varied in product(part.protocols, part.points()):
                         resolved = self._resolved(part, protocol, varied, frame)
-                        base = self._compared(resolved.protocol, base, varied)
                         key = "protocol" if "loss" in part.protocol else "protocols"
                         self._refuse(resolved.unsupported, number, key)
                         combination = _Combination(
@@ -307,7 +305,7 @@ class _Expander:
         return (0,)
 
     def _resolved(self, part: Part, chosen: Chosen, varied: dict[str, Any], frame: Frame) -> _Resolved:
-        """The protocol at one point, with the batch size capped at the set's size."""
+        """The protocol at one point, with the batch size capped at the set's size; records if ``varied`` changes it."""
         fixed = part.protocol | chosen.values
         unsupported = unsupported_loss(fixed)
         named = {"loss": fixed.pop("loss")} if unsupported else {}
@@ -315,19 +313,13 @@ class _Expander:
         protocol, base, plain = at(fixed | varied), at(fixed), None
         with contextlib.suppress(RD3Error):  # the preset alone may set no epochs for this student
             plain = at({})
+        for name, value in varied.items():
+            point = f"vary.{name}: {json.dumps(value)}"
+            self.varied[point] = self.varied.get(point, False) or protocol != base
         # Of the base point, so that a varied setting of a changed loss is compared with it.
         changed = {name: base.value(name) for name in fixed if plain is None or base.value(name) != plain.value(name)}
         reduced = reductions(self.catalog.protocol(chosen.name), protocol, frame.case)
         return _Resolved(protocol, changed | named, reduced, unsupported)
-
-    def _compared(self, protocol: EvalProtocol, base: EvalProtocol | None, varied: dict[str, Any]) -> EvalProtocol:
-        """Record whether a varied value changes the protocol; returns the base protocol of the comparison."""
-        if base is None or not varied:
-            return protocol
-        [(name, value)] = varied.items()
-        point = f"vary.{name}: {json.dumps(value)}"
-        self.varied[point] = self.varied.get(point, False) or protocol != base
-        return base
 
     def _add_cells(self, one: _Combination, made: _PartSet, resolved: _Resolved, set_seed: int, reason: str) -> None:
         """Add the cells that differ in the student seed alone, with their recipes unless there is a ``reason``."""

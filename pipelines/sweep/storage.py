@@ -127,8 +127,8 @@ def _database(url: str) -> BaseStorage:
 
     options = {}
     file = sqlite_file(url)
-    is_path = file is not None and not str(file).startswith("file:")  # which begins a URI of SQLite's own
-    if file is not None and is_path and not file.parent.is_dir():
+    # `file:` begins a URI of SQLite's own
+    if file is not None and not str(file).startswith("file:") and not file.parent.is_dir():
         folder = file.absolute().parent
         raise BadValue(
             f"The folder {folder} of --storage {url} does not exist.", f"mkdir -p {shlex.quote(str(folder))}"
