@@ -97,10 +97,10 @@ def _presets(*names: str) -> list[Preset]:
 def _resolved(preset: Preset, info: DatasetInfo, ipc: int, student: str, *, same: bool) -> EvalProtocol:
     """A preset for one student; an incomplete one without what it lacks, to be shown and not to be used."""
     from pipelines.grid.catalog import Frame
-    from rd3.protocol import resolve_protocol
+    from rd3.preset_rules import Case
 
-    frame = Frame(info.factor, same, _ANY_SIZE, student, info.name, info.num_classes, ipc)
-    return resolve_protocol(preset.model_copy(update={"incomplete": ()}), **frame._asdict())
+    frame = Frame(info.factor, _ANY_SIZE, Case(same, student, info.name, info.num_classes, ipc))
+    return frame.resolve(preset.model_copy(update={"incomplete": ()}), {})
 
 
 def _differing(one: Preset, other: Preset, info: DatasetInfo, ipc: int, student: str) -> list[Row]:

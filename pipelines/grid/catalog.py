@@ -31,26 +31,16 @@ class Frame(NamedTuple):
 
     factor: int
     """The dataset's patches per side (:attr:`rd3.datasets.DatasetInfo.factor`)."""
-    same_network: bool
-    """Whether the student has the architecture of the teacher that gives the labels, of several the first."""
     set_size: int
     """Number of images of the synthetic set."""
-    student: str | None = None
-    """Name of the student's network.  This and the fields below are None unless a rule of the preset names them."""
-    dataset: str | None = None
-    classes: int | None = None
-    ipc: int | None = None
+    case: Case
+    """The part that conditions of a preset's rules can name."""
 
     @classmethod
     def of(cls, info: DatasetInfo, ipc: int, student: str, teacher_network: str | None) -> Frame:
-        """For a student and a set; ``teacher_network``: that of the teacher that gives the labels, if any."""
-        same = student == teacher_network
-        return cls(info.factor, same, ipc * info.num_classes, student, info.name, info.num_classes, ipc)
-
-    @property
-    def case(self) -> Case:
-        """The part that conditions of a preset's rules can name."""
-        return Case(self.same_network, self.student, self.dataset, self.classes, self.ipc)
+        """For a student and a set; ``teacher_network``: that of the teacher that gives the labels, or the first."""
+        case = Case(student == teacher_network, student, info.name, info.num_classes, ipc)
+        return cls(info.factor, ipc * info.num_classes, case)
 
     def only(self, facts: frozenset[str]) -> Frame:
         """A copy with only those of ``student``, ``dataset``, ``classes`` and ``ipc`` that are listed in ``facts``.
@@ -58,10 +48,15 @@ class Frame(NamedTuple):
         Frames that differ in what a preset ignores become equal, and their protocol is resolved once.
         """
         ignored: dict[str, Any] = dict.fromkeys({"student", "dataset", "classes", "ipc"} - facts)
-        return self._replace(**ignored)
+        return self._replace(case=self.case._replace(**ignored))
+
+    def resolve(self, preset: Preset, values: Mapping[str, Any]) -> EvalProtocol:
+        """A preset with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
+        case = self.case._asdict()
+        return resolve_protocol(preset, factor=self.factor, set_size=self.set_size, **case, overrides=values)
 
 
-ANY_FRAME = Frame(1, same_network=True, set_size=10**9, student="resnet18", dataset="cifar10", classes=10, ipc=10)
+ANY_FRAME = Frame(1, 10**9, Case(True, "resnet18", "cifar10", classes=10, ipc=10))
 """Stands in where a protocol is checked without a set and a student; so large that it caps no batch size."""
 
 
@@ -142,11 +137,11 @@ class Catalog:
         return self._once(key, partial(resolve_settings, method, info, ipc, values))
 
     def evaluation(self, protocol: str, frame: Frame, values: Mapping[str, Any]) -> EvalProtocol:
-        """A protocol with values on top, resolved; raises as :func:`rd3.protocol.resolve_protocol` does."""
+        """A protocol with values on top, resolved; raises as :meth:`Frame.resolve` does."""
         preset = self.protocol(protocol)
         frame = frame.only(self._once(("facts", protocol), lambda: preset.facts))
         key = ("evaluation", protocol, frame, canonical(values))
-        return self._once(key, partial(resolve_protocol, preset, **frame._asdict(), overrides=values))
+        return self._once(key, partial(frame.resolve, preset, values))
 
     def known_set(self, text: str) -> SetRecipe | None:
         """The set in the ledger with this key or key prefix, or None."""

@@ -425,7 +425,7 @@ class PartCheck:
                 for frame in frames:
                     with self.noting(where):
                         resolved = self.catalog.evaluation(chosen.name, frame, own | moved)
-                        info = self.infos.get(str(frame.dataset))
+                        info = self.infos.get(str(frame.case.dataset))
                         if info is not None:
                             resolved.require_fit(info.name, info.resolution, info.num_classes)
 

@@ -121,7 +121,7 @@ def _space(check: PartCheck, right: dict[str, Any]) -> tuple[Dimension, ...]:
     """The space, checked against the base protocol resolved for the set."""
     frame, chosen = next(iter(check.frames), None), next(iter(check.protocols.values()), None)
     if frame is not None and chosen is not None and not check.document.problems:
-        resolve = partial(_resolved, check.catalog, chosen, frame, check.infos[str(frame.dataset)])
+        resolve = partial(_resolved, check.catalog, chosen, frame, check.infos[str(frame.case.dataset)])
     else:  # any valid protocol, to check the space of a file whose own protocol is invalid
         resolve = partial(_resolved, Catalog(), Chosen(name="rd3"), ANY_FRAME, None)
     size = frame.set_size if frame is not None else None

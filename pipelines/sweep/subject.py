@@ -17,7 +17,7 @@ from rd3.evaluation.sharing import LogitsCache, asks_teachers
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.forecast import work
-from rd3.protocol import EvalProtocol, Preset, applicable_values, merged, resolve_protocol
+from rd3.protocol import EvalProtocol, Preset, applicable_values, merged
 from rd3.recipe import EvaluationRecipe, Key, TeacherRecipe
 from rd3.values import digest
 
@@ -63,7 +63,7 @@ class Subject:
 
     def protocol(self, params: Mapping[str, Any]) -> EvalProtocol:
         """The resolved protocol of a point, with validation steps during training; the last epoch always has one."""
-        resolved = resolve_protocol(self.base_preset, **self.frame._asdict(), overrides=self.values(params))
+        resolved = self.frame.resolve(self.base_preset, self.values(params))
         steps = tuple(range(self.sweep.validate_epochs, resolved.epochs, self.sweep.validate_epochs))
         return resolved.model_copy(update={"test_epochs": steps})
 

@@ -18,6 +18,7 @@ from rd3.datasets import dataset_info
 from rd3.errors import UnknownName
 from rd3.methods import resolve_settings
 from rd3.models._base import NETWORKS
+from rd3.preset_rules import Case
 from rd3.protocol import presets, resolve_protocol
 from rd3.values import canonical
 
@@ -92,7 +93,7 @@ def test_a_plan_resolves_everything_once(work: Workspace, tmp_path: Path):
 
 
 def test_what_is_resolved_is_what_the_functions_return():
-    catalog, frame = Catalog(), Frame(factor=1, same_network=False, set_size=30)
+    catalog, frame = Catalog(), Frame(factor=1, set_size=30, case=Case(same_network=False))
     info = catalog.dataset("digits")
     assert info == dataset_info("digits") and catalog.dataset("digits") is info
     settings = catalog.settings("sre2l", info, 3, {"iterations": 5})

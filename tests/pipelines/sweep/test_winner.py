@@ -379,5 +379,5 @@ def test_a_tuned_loss_that_is_the_bases_own_keeps_its_settings(here, base, loss)
     params = {"loss": loss, "lr": 0.01}
     space = {"loss": ["kl", "mse_gt", "dkd"], "lr": [0.01, 0.1]}
     subject, made = winner_of(Catalog.of(here), params, protocol=base, space=space)
-    again = resolve_protocol(made, **subject.frame._asdict())
+    again = subject.frame.resolve(made, {})
     assert again == subject.protocol(params).model_copy(update={"test_epochs": ()})
