@@ -15,18 +15,16 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pipelines.byhand import set_of, teacher_of
+from pipelines.byhand import teacher_of
 from pipelines.grid.catalog import Catalog
+from pipelines.grid.expand import expanded
 from pipelines.settings import session
 from pipelines.transfer.results import export_results, write_recipes
 from rd3.campaign import command
-from rd3.datasets import DatasetInfo
-from rd3.protocol import resolve_protocol
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe, TeacherRecipe
+from rd3.recipe import EvaluationRecipe, Recipe
 from rd3.stats import equivalence, paired_difference
 from rd3.store import FolderStore
 
@@ -53,30 +51,21 @@ REGISTERED = {
 
 def pairs_of(dataset: str) -> tuple[list[Recipe], list[tuple[EvaluationRecipe, EvaluationRecipe]]]:
     """The parents of all evaluations, and a pair (bf16, fp32) for each student seed."""
-    asked, catalog = REGISTERED[dataset], Catalog.of(session())
-    info = catalog.dataset(dataset)
-    teacher = teacher_of(dataset, asked.teacher, catalog)
-    [made] = set_of("random", dataset, asked.ipc, None, 0, {}, catalog)
-    assert isinstance(made, SetRecipe)
-    evaluation = partial(evaluation_of, made, teacher, info, asked.preset)
-    pairs = [(evaluation(seed, precision="bf16"), evaluation(seed, precision="fp32")) for seed in asked.seeds]
-    return [teacher, made], pairs
-
-
-def evaluation_of(
-    made: SetRecipe, teacher: TeacherRecipe, info: DatasetInfo, preset: str, student_seed: int, **fields: Any
-) -> EvaluationRecipe:
-    """The evaluation of a set with a student of the teacher's network; ``fields`` of the preset's protocol change."""
-    set_size = made.ipc * info.num_classes
-    protocol = resolve_protocol(preset, factor=info.factor, same_network=True, set_size=set_size, overrides=fields)
-    return EvaluationRecipe.of(
-        made,
-        teachers=[teacher],
-        protocol=protocol,
-        student=teacher.network,
-        student_seed=student_seed,
-        normalisation=info.normalisation,
-    )
+    asked = REGISTERED[dataset]
+    teacher_of(dataset, asked.teacher, Catalog.of(session()))  # raises for one that must be imported
+    grid = {
+        "methods": ["random"],
+        "datasets": [dataset],
+        "ipc": [asked.ipc],
+        "teacher": asked.teacher,
+        "protocols": [{asked.preset: {"precision": precision}} for precision in ("bf16", "fp32")],
+        "student_seeds": list(asked.seeds),
+    }
+    recipes = expanded(grid, session()).recipes.values()
+    evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
+    parents = [recipe for recipe in recipes if not isinstance(recipe, EvaluationRecipe)]
+    count = len(asked.seeds)
+    return parents, list(zip(evaluations[:count], evaluations[count:], strict=True))
 
 
 def main(dataset: str, store: Path, options: list[str]) -> int:

@@ -18,19 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.equivalence import evaluation_of
 from benchmarks.scale import session_in
-from pipelines.byhand import set_of, teacher_of
 from pipelines.engine import trial_log
 from pipelines.engine.execute import execute
-from pipelines.grid.catalog import Catalog
-from pipelines.grid.expand import Expansion
+from pipelines.grid.expand import Expansion, expanded
 from pipelines.grid.plan import plan_session
 from pipelines.settings import Session
 from rd3.datasets import dataset_info
 from rd3.device import configure_torch
 from rd3.perform import perform
-from rd3.recipe import EvaluationRecipe, Recipe, SetRecipe
+from rd3.recipe import Recipe
 from tracking.store import TrackedStore
 
 
@@ -48,34 +45,33 @@ def run_grid(recipes: list[Recipe], session: Session) -> float:
 def main(lengths: list[int], count: int, home: Path) -> None:
     configure_torch(1)
     session = session_in(home)
-    catalog, store = Catalog.of(session), TrackedStore(session)
-    teacher = teacher_of("digits", "resnet18_w16", catalog)
-    [made] = set_of("random", "digits", 10, None, 0, {}, catalog)
-    assert isinstance(made, SetRecipe)
-    info = catalog.dataset("digits")
+    store = TrackedStore(session)
 
-    def evaluation(epochs: int, seed: int) -> EvaluationRecipe:
-        return evaluation_of(made, teacher, info, "rd3", seed, epochs=epochs)
+    def recipes_of(epochs: int, seeds: range) -> list[Recipe]:
+        """Set, teacher, and an evaluation of so many epochs for each student seed."""
+        grid = {"methods": ["random"], "datasets": ["digits"], "ipc": [10], "teacher": "resnet18_w16"}
+        evaluations = {"protocols": [{"rd3": {"epochs": epochs}}], "student_seeds": list(seeds)}
+        return list(expanded(grid | evaluations, session).recipes.values())
 
-    preparing = run_grid([teacher, made, evaluation(1, 0)], session)
+    preparing = run_grid(recipes_of(1, range(1)), session)
     print(f"preparing (teacher, set, one short evaluation): {preparing:.1f} s")
-    perform(evaluation(1, 1), store, session.roots, home / "direct" / "warm")
+    perform(recipes_of(1, range(1, 2))[-1], store, session.roots, home / "direct" / "warm")
     for epochs in lengths:
         direct = []
-        for seed in range(count):
+        for seed, recipe in enumerate(recipes_of(epochs, range(count))[2:]):
             start = time.perf_counter()
-            perform(evaluation(epochs, seed), store, session.roots, home / "direct" / f"{epochs}-{seed}")
+            perform(recipe, store, session.roots, home / "direct" / f"{epochs}-{seed}")
             direct.append(time.perf_counter() - start)
-        warm = evaluation(1, 1000 + epochs)
-        recipes = [evaluation(epochs, 1000 + seed) for seed in range(count)]
-        total = run_grid([teacher, made, warm, *recipes], session)
-        keys = [recipe.key for recipe in recipes]
+        warming = recipes_of(1, range(1000 + epochs, 1001 + epochs))
+        measured = recipes_of(epochs, range(1000, 1000 + count))[2:]
+        total = run_grid([*warming, *measured], session)
+        keys = [recipe.key for recipe in measured]
         done = {
             event["key"]: datetime.fromisoformat(event["time"]).timestamp()
             for event in trial_log.events(home)
             if event["event"] == "done"
         }
-        busy = max(done[key] for key in keys) - done[warm.key]
+        busy = max(done[key] for key in keys) - done[warming[-1].key]
         entries = session.ledger.find_many("evaluation", keys)
         inside = [entries[key].result["wall_s"] for key in keys]
         figures = {
