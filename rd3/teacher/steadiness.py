@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,8 @@ class Called:
         """Note a module's mode and its buffers before its first call."""
         self.in_train_mode |= module.training
         for one in module.modules() if id(module) not in self._seen else ():
-            if self._seen.setdefault(id(one), one) is one:
+            if id(one) not in self._seen:
+                self._seen[id(one)] = one
                 named = one.named_buffers(recurse=False)
                 self._buffers += [(one, name, buffer, buffer.detach().clone()) for name, buffer in named]
 
@@ -128,4 +130,4 @@ def _change(first: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference as a share of the largest logit; 0 where that is 0, and for values that are not finite."""
     difference, largest = (first - other).abs().max(), torch.maximum(first.abs().max(), other.abs().max())
     share = float(difference / largest)
-    return share if share == share else 0.0
+    return 0.0 if math.isnan(share) else share
