@@ -23,11 +23,8 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
 
 _START = 4096
 """Bytes that are read to tell what a file is."""
-_CHUNK = 1 << 20
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _PAGES = ("<!doctype html", "<html", "<head", "<body", "<!--", "<script")
-_DISTRIBUTED = ".metadata"
-"""Index of a distributed checkpoint, such as FSDP's, beside files ending in .distcp."""
 AGAIN = "download it again"
 
 
@@ -37,7 +34,8 @@ def require_whole(path: Path | str) -> None:
     A file that passes may still be damaged in ways that only its own format can tell.
     """
     path = Path(path)
-    if (path / _DISTRIBUTED).is_file() or path.suffix == ".distcp":
+    # A distributed checkpoint, such as FSDP's, is a folder of files ending in .distcp with an index.
+    if (path / ".metadata").is_file() or path.suffix == ".distcp":
         folder = path if path.is_dir() else path.parent
         joined = shlex.join([str(folder), f"{folder.resolve().name}.pt"])
         raise BadValue(
@@ -149,10 +147,6 @@ def _line(text: str) -> str:
     return line if len(line) <= 60 else line[:57] + "..."
 
 
-_WITH_MAGIC = (".npy", ".npz", ".zip")
-"""Suffixes of formats that start with magic bytes, which :func:`_damage` has looked for."""
-
-
 def _damage(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
     """How the structure of a binary file contradicts its content, or None."""
     if start.startswith(b"PK"):
@@ -161,7 +155,7 @@ def _damage(path: Path, size: int, start: bytes, file: BinaryIO) -> str | None:
         return _safetensors_damage(size, start, file)
     if start.startswith(b"\x93NUMPY"):
         return _npy_damage(size, file)
-    if path.suffix.lower() in _WITH_MAGIC:
+    if path.suffix.lower() in (".npy", ".npz", ".zip"):  # whose magic bytes were looked for above
         return f"it has {size:,} byte{'s' if size > 1 else ''} and does not start as a {path.suffix} file does"
     if path.suffix.lower() == ".parquet" or start.startswith(b"PAR1"):
         file.seek(max(size - 4, 0))
@@ -180,11 +174,10 @@ def _zip_damage(path: Path, size: int) -> str | None:
     except OSError as error:
         return f"the directory of its archive cannot be read ({_of_content(error)})"
     if not any(member.CRC for member in members):  # torch.save can be set to write no checksums, which are zero then
-        failed = [error for error in failed if _CHECKSUM not in error]
+        failed = [error for error in failed if "Bad CRC-32" not in error]
     return f"its archive cannot be read ({failed[0]})" if failed else None
 
 
-_CHECKSUM = "Bad CRC-32"
 _LZMA = getattr(zipfile, "lzma", None)  # Python may be built without it
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError),
@@ -204,7 +197,7 @@ def _member_error(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
     """Why a member cannot be read, by its checksum too; empty if it can."""
     try:
         with archive.open(member) as stream:
-            while stream.read(_CHUNK):
+            while stream.read(1 << 20):
                 pass
     except UNREADABLE as error:
         return _line(str(error)) or type(error).__name__

@@ -5,7 +5,6 @@ is never mistaken for the complete dataset.
 """
 
 from rd3.datasets._base import Dataset, DatasetInfo, Roots, Split, class_list_hash
-from rd3.datasets._classes import check_order
 from rd3.datasets._registry import (
     dataset_fingerprint,
     dataset_info,
@@ -30,7 +29,6 @@ __all__ = [
     "Source",
     "Split",
     "add_folder",
-    "check_order",
     "class_list_hash",
     "dataset_fingerprint",
     "dataset_info",

@@ -83,9 +83,8 @@ class Dataset(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the data on disk: of the decoded images for small datasets; for those decoded on demand, of encoded
-        images, or in class folders of the names and sizes of their files.
-        """
+        """Hash of the data on disk: of decoded images, or, if these are not kept, of encoded ones or their names and
+        sizes."""
 
     @abstractmethod
     def labels(self, split: Split) -> np.ndarray:

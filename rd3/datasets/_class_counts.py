@@ -18,10 +18,7 @@ _WORDS = {"train": "training", "test": "test"}
 
 
 def check_classes(found: Found, class_ids: Sequence[str], split: Literal["train", "test"], *, carved: bool) -> None:
-    """Raise :class:`BadValue` for a class with too few images in a part, with what can be done in both parts.
-
-    ``carved``: whether the test split is drawn from the training images.
-    """
+    """Raise :class:`BadValue` for a class with too few images; ``carved``: the test split was part of the training."""
     parts, least = found.parts(), _LEAST[split]
     records = parts[split]
     counts = np.bincount(records.labels, minlength=len(class_ids))

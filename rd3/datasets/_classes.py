@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from rd3.errors import ClassOrderError
+from rd3.inputs.class_order import ClassList
 from rd3.inputs.names import plain_name
 
 SPELLING_SHARE = 0.9
@@ -20,22 +21,21 @@ def class_list(name: str) -> dict[str, Any]:
     return {"class_ids": tuple(plain["ids"]), "class_names": tuple(plain["names"])}
 
 
-RELABEL = (
-    "relabel the images in the expected order, or save them as class folders and register these as a separate dataset: "
-    "rd3 data add NAME --folder DIR"
-)
-
-
-def check_order(found: Sequence[str], ids: Sequence[str], names: Sequence[str], where: str, fix: str = RELABEL) -> None:
+def check_order(found: Sequence[str], info: ClassList, where: str) -> None:
     """Raise :class:`ClassOrderError` for an unexpected class list (identifiers or names) in the file ``where``."""
-    if len(found) != len(ids):
-        raise ClassOrderError(f"{where} lists {len(found)} classes, expected {len(ids)}.", fix)
+    fix = (
+        "relabel the images in the expected order, or save them as class folders and register these as a separate "
+        "dataset: rd3 data add NAME --folder DIR"
+    )
+    count = info.num_classes
+    if len(found) != count:
+        raise ClassOrderError(f"{where} lists {len(found)} classes, expected {count}.", fix)
     got = [plain_name(str(name)) for name in found]
     comparisons = []
-    for expected in (ids, names):
+    for expected in (info.class_ids, info.class_names):
         wanted = [plain_name(name) for name in expected]
-        differing = [i for i in range(len(ids)) if got[i] != wanted[i]]
-        if len(ids) - len(differing) >= SPELLING_SHARE * len(ids) and not {got[i] for i in differing} & set(wanted):
+        differing = [i for i in range(count) if got[i] != wanted[i]]
+        if count - len(differing) >= SPELLING_SHARE * count and not {got[i] for i in differing} & set(wanted):
             return
         comparisons.append((expected, differing, set(got) & set(wanted)))
     of_ids, of_names = comparisons

@@ -47,10 +47,7 @@ class MemoryDataset(SplitDataset):
 
 
 def open_in_memory(info: DatasetInfo, found: Found, home: Path, training_only: bool = False) -> Dataset:
-    """Open a dataset from its decoded file, checked against its hash, or decode it now and write that file.
-
-    The fingerprint is that of the parts that are opened: with ``training_only``, of the training images alone.
-    """
+    """Open a dataset from its decoded file, checked against its hash, or decode it now and write that file."""
     # What the pixels depend on beside the files: version of the decoder, sizes, hash of the class list.
     how = f"decoded 1 {info.resolution} {info.test_resize} {info.classes}"
     path = cache_file(home, info.name, [how, *found.stamp(training_only)])

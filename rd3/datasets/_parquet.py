@@ -16,7 +16,7 @@ import numpy as np
 from rd3.datasets._classes import check_order
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.errors import DataCorrupt, DataMissing
-from rd3.inputs.label_type import GIVE_INT64, largest_exact, require_exact
+from rd3.inputs.label_type import GIVE_INT64, require_exact
 from rd3.inputs.parquet import DOWNLOAD_AGAIN, open_parquet, parquet_class_names
 from rd3.lazy import pa, pq
 
@@ -95,7 +95,7 @@ class ParquetRecords(Records):
         label_column = column_of(opened[0], self.files[0], LABEL_COLUMNS)
         for one, path in zip(opened, self.files, strict=True):
             if names := parquet_class_names(one.schema_arrow.metadata, label_column):
-                check_order(names, self.info.class_ids, self.info.class_names, str(path))
+                check_order(names, self.info, str(path))
         return _Layout(
             label_column,
             column_of(opened[0], self.files[0], IMAGE_COLUMNS),
@@ -125,13 +125,14 @@ class ParquetRecords(Records):
     @cached_property
     def labels(self) -> np.ndarray:
         parts: list[np.ndarray] = []
-        column, least = self._layout.label_column, set[int]()  # least numbers of the types
+        column, lowest = self._layout.label_column, set[int]()
         for array in self._batches(column):
             if not pa.types.is_integer(array.type):
                 raise DataCorrupt(f"{self.files[0]}: column {column} is {array.type}, expected int64.", _CONVERT)
             what = f"labels in column {column!r} of {self.files[0]}"
             require_exact(array, what, self.info.num_classes, self.info.name)
-            least.add(-(largest_exact(str(array.type)) or 0) - 1)
+            # A signed type of too few bits turns the label after its largest number into its lowest: 128 into -128.
+            lowest.add(-(2 ** (array.type.bit_width - 1)))
             if array.null_count:
                 row = sum(map(len, parts)) + array.is_valid().to_pylist().index(False)
                 raise DataCorrupt(f"{self.where(row)} has no label.", DOWNLOAD_AGAIN)
@@ -143,11 +144,11 @@ class ParquetRecords(Records):
         wrong = np.flatnonzero((labels < 0) | (labels >= self.info.num_classes))
         if len(wrong):
             row = int(wrong[0])
-            wrapped = int(labels.min()) in least  # which follows the largest number of a signed type
+            wrapped, largest = int(labels.min()) in lowest, -int(labels.min()) - 1
             raise DataCorrupt(
                 f"{self.where(row)}: label {labels[row]}, expected 0 to {self.info.num_classes - 1} "
                 f"({len(wrong)} such rows)"
-                f"{f': column {column!r} has a type that ends at {-int(labels.min()) - 1:,}' if wrapped else ''}.",
+                f"{f': column {column!r} has a type that ends at {largest:,}' if wrapped else ''}.",
                 GIVE_INT64 if wrapped else f"download the labelled files of {self.info.name}",
             )
         return labels
@@ -201,5 +202,5 @@ def _description(folder: Path, info: DatasetInfo) -> str:
     except (ValueError, TypeError, AttributeError) as error:
         raise DataCorrupt(f"{path} is not a JSON object ({error}).", "download that file again or remove it") from error
     for names in lists:
-        check_order(names, info.class_ids, info.class_names, str(path))
+        check_order(names, info, str(path))
     return description

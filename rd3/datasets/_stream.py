@@ -6,11 +6,11 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,18 +30,10 @@ HEADER_BYTES = 4096
 """Bytes reserved for the header of an unpacked file, which is written last."""
 
 
-class Encoded(Protocol):
-    """Random access to the encoded images of one part."""
-
-    def encoded(self, index: int) -> bytes: ...
-
-    def where(self, index: int) -> str: ...
-
-
 class StreamDataset(SplitDataset):
     """Images decoded on demand, on as many threads as torch uses; decoded images are not cached."""
 
-    def __init__(self, info: DatasetInfo, fingerprint: str, parts: dict[str, Encoded], labels: dict[str, np.ndarray]):
+    def __init__(self, info: DatasetInfo, fingerprint: str, parts: Parts, labels: dict[str, np.ndarray]):
         super().__init__(info, fingerprint, labels["train"], labels.get("test"))
         self._parts = parts
 
@@ -106,6 +98,10 @@ class UnpackedRecords:
         return data
 
 
+Parts = Mapping[str, FolderRecords | UnpackedRecords]
+"""The encoded images of each part, with random access."""
+
+
 def _unpack(path: Path, parts: dict[str, Records], class_ids: Sequence[str]) -> None:
     """Write the encoded images of Parquet files, which have no random access, one after the other into a file.
 
@@ -150,11 +146,10 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
     unpacked once, under ``home``.
     """
     records = found.parts(training_only)
-    parts: dict[str, Encoded] = {}
     labels = {part: own.labels for part, own in records.items()}
     folders = {part: own for part, own in records.items() if isinstance(own, FolderRecords)}
+    parts: Parts = folders
     if len(folders) == len(records):
-        parts = dict(folders)
         fingerprint = content_hash([array for own in folders.values() for array in own.content()], info.class_ids)
     else:
         # "unpacked 1": version of the format of :func:`_unpack`

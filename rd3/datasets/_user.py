@@ -92,9 +92,29 @@ class UserSource(FileSource):
         return _restore(self.info)
 
     def look(self, folder: Path) -> Found | None:
+        info, train, test = self.info, self.registration.train, self.registration.test
         if self.registration.layout == "parquet":
-            return find_parquet(folder, self.info, TEST_NAMES)
-        return read_folder(folder, self.registration.train, self.registration.test, self.info)
+            return find_parquet(folder, info, TEST_NAMES)
+        if test is None:
+            return self._carved(folder)
+        for root in (folder / train, folder / test):
+            if not root.is_dir():
+                if deeper := one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
+                    message = f"{root} does not exist, but {deeper[0]} contains such a folder."
+                    raise DataMissing(message, move_up(deeper[0]))
+                raise DataMissing(f"{root} does not exist.", _restore(info))
+        both = (FolderRecords.scan(folder / part, info) for part in (train, test))
+        return Found(folder, "folders", *both)
+
+    def _carved(self, folder: Path) -> Found:
+        """Class folders, of which some images become the test split."""
+        everything = FolderRecords.scan(folder, self.info)
+        emptied = np.flatnonzero(np.bincount(everything.labels, minlength=self.info.num_classes) == 0)
+        if len(emptied):
+            message = f"{folder}: class {self.info.class_ids[emptied[0]]} has no images."
+            raise DataCorrupt(message, f"restore {self.info.name}")
+        drawn, left = carve(everything.labels, self.info.num_classes, TEST_DIVISOR, "user-test")
+        return Found(folder, "folders, test split carved", everything.take(left), everything.take(drawn))
 
     def check_counts(self, found: Found, training_only: bool = False) -> Counts:
         whole, got = (self.info.train_count, self.info.test_count), found.counts(training_only)
@@ -110,26 +130,6 @@ class UserSource(FileSource):
 def _restore(info: DatasetInfo) -> str:
     again = f"rd3 data add {info.name} --folder DIR --resolution {info.resolution}"
     return f"restore the folder or register another one: {again}"
-
-
-def read_folder(folder: Path, train: str, test: str | None, info: DatasetInfo) -> Found:
-    """The two parts of a registered folder."""
-    if test is not None:
-        for root in (folder / train, folder / test):
-            if not root.is_dir():
-                if deeper := one_level_down(folder, lambda one: (one / train).is_dir() and (one / test).is_dir()):
-                    message = f"{root} does not exist, but {deeper[0]} contains such a folder."
-                    raise DataMissing(message, move_up(deeper[0]))
-                raise DataMissing(f"{root} does not exist.", _restore(info))
-        return Found(
-            folder, "folders", FolderRecords.scan(folder / train, info), FolderRecords.scan(folder / test, info)
-        )
-    everything = FolderRecords.scan(folder, info)
-    emptied = np.flatnonzero(np.bincount(everything.labels, minlength=info.num_classes) == 0)
-    if len(emptied):
-        raise DataCorrupt(f"{folder}: class {info.class_ids[emptied[0]]} has no images.", f"restore {info.name}")
-    drawn, left = carve(everything.labels, info.num_classes, TEST_DIVISOR, "user-test")
-    return Found(folder, "folders, test split carved", everything.take(left), everything.take(drawn))
 
 
 def registry_file(roots: Roots) -> Path:
@@ -250,7 +250,7 @@ class _Layout(NamedTuple):
 
 @contextlib.contextmanager
 def _offering_another_test_split(tests: Sequence[str]) -> Iterator[None]:
-    """Name, in an error on the test split, another split that could take its place."""
+    """Name, in the fix of an error on the test split, another split that could take its place."""
     try:
         yield
     except RD3Error as error:
@@ -277,21 +277,20 @@ def _folder_layout(folder: Path, command: Callable[[Path], str]) -> _Layout:
     """``command`` gives what would register another folder."""
     train, test = _first_folder(folder, TRAIN_NAMES), _first_folder(folder, TEST_NAMES)
     if train is None:
-        class_ids, by_numbers = _class_order(folder, command)
-        return _Layout(class_ids, {"test": None}, carved=True, notes=_notes(folder, ["."], class_ids, by_numbers))
+        class_ids = _class_order(folder, command)
+        return _Layout(class_ids, {"test": None}, carved=True, notes=_notes(folder, ["."], class_ids))
     if test is None:
         raise DataMissing(
             f"{folder} has a folder {train}, but no folder {' or '.join(TEST_NAMES)}.",
             f"add the test folder, or register the training images to have a test split drawn from them: "
             f"{command(folder / train)}",
         )
-    class_ids, by_numbers = _class_order(folder / train, None)
+    class_ids = _class_order(folder / train, None)
     tests = [test, *(one for one in _unused_splits(folder, test) if len(subfolders(folder / one)) > 1)]
     with _offering_another_test_split(tests):
-        _check_same_classes(_class_order(folder / test, None)[0], class_ids, folder / train, folder / test)
+        _check_same_classes(_class_order(folder / test, None), class_ids, folder / train, folder / test)
     entry = {"test": test} if train == "train" else {"train": train, "test": test}
-    notes = _notes(folder, [train, test], class_ids, by_numbers)
-    return _Layout(class_ids, entry, carved=False, notes=notes, tests=tests)
+    return _Layout(class_ids, entry, carved=False, notes=_notes(folder, [train, test], class_ids), tests=tests)
 
 
 class Sides(NamedTuple):
@@ -333,8 +332,9 @@ def register(name: str, entry: dict[str, Any], folder: Path, roots: Roots) -> No
         part.write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str], by_numbers: bool) -> Iterator[Note]:
-    yield Note(order_text(class_ids, by_numbers))
+def _notes(folder: Path, roots: Sequence[str], class_ids: Sequence[str]) -> Iterator[Note]:
+    """On the class order and on what is not read; ``roots``: the training and the test folder, or where both are."""
+    yield Note(order_text(class_ids))
     places = [f"{root}/{name}" for root in roots for name in class_folders(folder / root, class_ids).values()]
     unused = _unused_splits(folder, roots[1]) if len(roots) > 1 else []
     for one in unused:
@@ -349,8 +349,8 @@ def _not_used(split: str, count: int, test: str) -> Note:
     return Note(f"{split} ({count} images) is not used: {test} is the test split")
 
 
-def _class_order(root: Path, command: Callable[[Path], str] | None) -> tuple[tuple[str, ...], bool]:
-    """Class names in order, and whether that is the order of their numbers and not the alphabetical one.
+def _class_order(root: Path, command: Callable[[Path], str] | None) -> tuple[str, ...]:
+    """Names of the classes that have a folder, in the order of :func:`by_number`.
 
     ``command`` gives what would register another folder; None if ``root`` is one split of what is registered.
     """
@@ -358,7 +358,7 @@ def _class_order(root: Path, command: Callable[[Path], str] | None) -> tuple[tup
     found = subfolders(root)
     if len(found) < 2:
         raise _no_classes(root, found, command)
-    classes, by_numbers = by_number({portable_name(one) for one in found})
+    classes = by_number({portable_name(one) for one in found})
     if len(classes) < len(found):
         [(twice, _count)] = Counter(map(portable_name, found)).most_common(1)
         spelled = " and ".join(repr(one) for one in found if portable_name(one) == twice)
@@ -366,12 +366,11 @@ def _class_order(root: Path, command: Callable[[Path], str] | None) -> tuple[tup
             f"{root} has class folders whose names differ in spaces or in how characters are composed: {spelled}.",
             "move their images into one folder, or rename one",
         )
-    if command is None:  # images of a split are counted later, for both parts together
-        return tuple(classes), by_numbers
-    for one in found:
+    for one in found if command else ():  # images of a split are counted later, for both parts together
         if not any(image_files(place, "", 0) for inner in INNER if (place := root / one / inner).is_dir()):
+            assert command is not None
             raise _no_images(root, one, found, command)
-    return tuple(classes), by_numbers
+    return tuple(classes)
 
 
 def _no_images(root: Path, empty: str, found: Sequence[str], command: Callable[[Path], str]) -> BadValue:

@@ -42,7 +42,7 @@ class BatchRecords(Records):
                 f"{self.folder} is not the official archive of {self.info.name}: a file is missing or its MD5 differs.",
                 f"remove that folder, then rd3 data fetch {self.info.name}",
             ) from error
-        check_order(read.classes, self.info.class_ids, self.info.class_names, str(self.folder))
+        check_order(read.classes, self.info, str(self.folder))
         return read
 
     @property
@@ -64,15 +64,15 @@ class BatchRecords(Records):
 
 class _Cifar(FileSource):
     reader: ClassVar[str]
-    archive: ClassVar[str]
     names: ClassVar[str]
     """The archive's file of class names."""
     fetches = True
 
     def look(self, folder: Path) -> Found | None:
-        for place in (folder / self.archive, folder):
+        archive = self.folders[0]
+        for place in (folder / archive, folder):
             # `rd3 data pull` unpacks the archive's files into a folder that is named after the dataset.
-            if place.is_dir() and (place.name == self.archive or (place / self.names).is_file()):
+            if place.is_dir() and (place.name == archive or (place / self.names).is_file()):
                 train, test = (BatchRecords(place, self.reader, train, self.info) for train in (True, False))
                 return Found(place, "official archive", train, test)
         return super().look(folder)
@@ -88,9 +88,8 @@ class Cifar10(_Cifar):
     """60,000 colour images of 32x32, 10 classes."""
 
     reader = "CIFAR10"
-    archive = "cifar-10-batches-py"
     names = "batches.meta"
-    folders = (archive,)
+    folders = ("cifar-10-batches-py",)
     info = DatasetInfo(
         name="cifar10",
         source="CIFAR-10 (Krizhevsky, 2009), complete",
@@ -110,9 +109,8 @@ class Cifar100(_Cifar):
     """60,000 colour images of 32x32, 100 fine classes."""
 
     reader = "CIFAR100"
-    archive = "cifar-100-python"
     names = "meta"
-    folders = (archive,)
+    folders = ("cifar-100-python",)
     info = DatasetInfo(
         name="cifar100",
         source="CIFAR-100 (Krizhevsky, 2009), fine labels, complete",

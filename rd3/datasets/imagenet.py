@@ -11,7 +11,6 @@ from rd3.datasets._records import Found
 from rd3.datasets._source import Counts, FileSource, register_dataset
 from rd3.recipe import Normalisation
 
-IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 WHOLE = "imagenet1k"
 
 
@@ -40,7 +39,7 @@ class ImageNet1K(_ImageNetFamily):
         resolution=224,
         test_resize=256,
         factor=2,  # patches per side
-        normalisation=IMAGENET_NORMALISATION,
+        normalisation=Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         train_count=1_281_167,
         test_count=50_000,
         train_per_class=732,
@@ -48,19 +47,17 @@ class ImageNet1K(_ImageNetFamily):
 
 
 def _ten(name: str, title: str, train_count: int, test_count: int, train_per_class: int) -> DatasetInfo:
-    """The info of a ten-class subset, with the counts of fast.ai's version 2."""
-    return DatasetInfo(
-        name=name,
-        source=f"{title} version 2 (fast.ai): ImageNet-1K images re-split, so that most test images were "
-        "ImageNet-1K training images",
-        **class_list(name),
-        resolution=224,
-        test_resize=256,
-        factor=2,  # patches per side
-        normalisation=IMAGENET_NORMALISATION,
-        train_count=train_count,
-        test_count=test_count,
-        train_per_class=train_per_class,
+    """The info of a ten-class subset, with the counts of fast.ai's version 2; its pixels are those of ImageNet-1K."""
+    return ImageNet1K.info.model_copy(
+        update={
+            "name": name,
+            "source": f"{title} version 2 (fast.ai): ImageNet-1K images re-split, so that most test images were "
+            "ImageNet-1K training images",
+            **class_list(name),
+            "train_count": train_count,
+            "test_count": test_count,
+            "train_per_class": train_per_class,
+        }
     )
 
 

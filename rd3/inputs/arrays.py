@@ -23,8 +23,8 @@ def _fix(what: str) -> str:
     return ONE_EACH if what == "labels" else _FIX
 
 
-def kind_of(value: Any) -> str:
-    """A short description of a value for messages: its type, and text itself."""
+def described(value: Any) -> str:
+    """What a value from outside is, for messages: ``a list``, ``an int``, ``text ('0.png')``."""
     if isinstance(value, str):
         return f"text ({value[:40]!r})"
     name = type(value).__name__
@@ -44,7 +44,7 @@ def rows_of(column: Any, what: str) -> list[Any]:
         return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
     except Exception as error:
         raise BadValue(
-            f"The rows of {what} cannot be read from {kind_of(column)} ({type(error).__name__}: {error}).", _fix(what)
+            f"The rows of {what} cannot be read from {described(column)} ({type(error).__name__}: {error}).", _fix(what)
         ) from error
 
 
@@ -63,8 +63,7 @@ def _dense_on_cpu(tensor: torch.Tensor, what: str) -> torch.Tensor:
     if not dense or tensor.is_complex():
         kind = "complex" if tensor.is_complex() else "not dense"
         raise BadValue(f"{what}: a tensor that is {kind} ({tensor.dtype}).", "give a dense tensor of real numbers")
-    tensor = tensor.detach().cpu().as_subclass(torch.Tensor)
-    tensor = tensor.resolve_neg()
+    tensor = tensor.detach().cpu().as_subclass(torch.Tensor).resolve_neg()
     return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
@@ -78,7 +77,7 @@ def _numbers(value: Any, what: str) -> np.ndarray:
     if np.ma.is_masked(array):
         raise BadValue(f"{what}: a masked array with masked values.", "fill them or leave their rows out")
     if array.dtype.kind not in "buif":
-        raise BadValue(f"{what}: {kind_of(value)} of {array.dtype}, expected numbers.", _fix(what))
+        raise BadValue(f"{what}: {described(value)} of {array.dtype}, expected numbers.", _fix(what))
     if array.dtype.kind == "u" and array.itemsize > 1:
         array = np.minimum(array.astype(np.uint64), np.uint64(np.iinfo(np.int64).max)).astype(np.int64)
     if array.dtype.kind == "f" and array.itemsize > 8:
@@ -100,7 +99,7 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
             "for images alone",
         )
     if _is_a(images, "Image") or not (is_column(images) or hasattr(images, "__array__")):
-        what = "one picture" if _is_a(images, "Image") else kind_of(images)
+        what = "one picture" if _is_a(images, "Image") else described(images)
         raise BadValue(f"images are {what}, expected {_FORMS}.", _FIX)
     whole = isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O")
     if whole or not is_column(images):
@@ -136,7 +135,7 @@ def _image_of(row: Any, where: str) -> tuple[torch.Tensor, str | None]:
     if isinstance(row, (Mapping, str, bytes)) or row is None:
         keys = f" with {', '.join(map(str, list(row)[:4]))}" if isinstance(row, Mapping) else ""
         fix = "give one column: dataset['image']" if keys else _FIX
-        raise BadValue(f"{where} is {kind_of(row)}{keys}, expected an array or a picture.", fix)
+        raise BadValue(f"{where} is {described(row)}{keys}, expected an array or a picture.", fix)
     if _is_a(row, "Image"):
         pixels, note = rgb_of(row, where)
         return torch.from_numpy(pixels).permute(2, 0, 1), note
@@ -157,9 +156,9 @@ def _opened(row: Mapping[str, Any], where: str) -> Any:
 
     content, path = row.get("bytes") or None, row.get("path")
     if not isinstance(content, (bytes, bytearray, memoryview, type(None))):
-        raise BadValue(f"{where} has {kind_of(content)} under 'bytes', expected the bytes of a file.", _FIX)
+        raise BadValue(f"{where} has {described(content)} under 'bytes', expected the bytes of a file.", _FIX)
     if content is None and not isinstance(path, (str, os.PathLike, type(None))):
-        raise BadValue(f"{where} has {kind_of(path)} under 'path', expected the path of a file.", _FIX)
+        raise BadValue(f"{where} has {described(path)} under 'path', expected the path of a file.", _FIX)
     source = path if content is None else io.BytesIO(content)
     try:
         if source is None:
@@ -186,13 +185,13 @@ _PIXEL_TYPES = (
 
 
 def _channels_first(
-    images: torch.Tensor, side: int, name: str, written: str = "images", axis: int = 1
+    images: torch.Tensor, side: int, name: str, expression: str = "images"
 ) -> tuple[torch.Tensor, list[Note]]:
     """(N, 3, side, side) from the layouts whose axes are certain; raises :class:`BadValue` for others.
 
-    ``written``: how the user gets the array, for messages; ``axis``: where that array has the channels.
+    ``expression``: what gives the array in the user's Python, for the advice in messages.
     """
-    shape = tuple(images.shape)
+    shape, notes = tuple(images.shape), list[Note]()
     if not shape or not len(images):
         raise BadValue("There are no images.", _FIX)
     dtype = str(images.dtype).removeprefix("torch.")
@@ -202,38 +201,42 @@ def _channels_first(
             f"give them as they were before the conversion to {dtype}",
         )
     _refuse_latents(images, side)
-    if images.ndim == 4 and shape[1:] == (3, side, side):
-        return images, []
-    if images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4):
-        moved, notes = _channels_first(images.permute(0, 3, 1, 2), side, name, written, 3)
-        return moved, [Note("images: channels moved from the last axis to the second"), *notes]
-    if images.ndim == 4 and shape[:2] == (side, side) and shape[2] in (1, 3) and shape[3] != 3:
-        moved, notes = _channels_first(images.permute(3, 2, 0, 1), side, name, written, 2)
-        return moved, [Note("images: height, width, channels, number of images, as in a .mat file"), *notes]
-    if images.ndim == 4 and shape[1:] == (1, side, side):
-        return images.expand(-1, 3, -1, -1), [Note("images: grey, repeated in three channels")]
-    if images.ndim == 4 and shape[1] in (2, 4) and shape[2:] == (side, side):
-        colours, notes = _channels_first(_without_alpha(images, written, axis), side, name)
-        return colours, [Note("images: an alpha channel that is opaque everywhere is dropped"), *notes]
-    raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", _reshape(shape, side, written))
+    last = images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4)
+    if last:
+        images = images.permute(0, 3, 1, 2)
+        notes.append(Note("images: channels moved from the last axis to the second"))
+    elif images.ndim == 4 and shape[:2] == (side, side) and shape[2] in (1, 3) and shape[3] != 3:
+        images = images.permute(3, 2, 0, 1)
+        notes.append(Note("images: height, width, channels, number of images, as in a .mat file"))
+    if images.ndim != 4 or images.shape[2:] != (side, side) or images.shape[1] not in (1, 2, 3, 4):
+        fix = _reshape(shape, side, expression)
+        raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", fix)
+    if images.shape[1] in (2, 4):
+        images = _without_alpha(images, expression, "..., " if last else ":, ")
+        notes.append(Note("images: an alpha channel that is opaque everywhere is dropped"))
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+        notes.append(Note("images: grey, repeated in three channels"))
+    return images, notes
 
 
-def _reshape(shape: tuple[int, ...], side: int, written: str) -> str:
+def _reshape(shape: tuple[int, ...], side: int, expression: str) -> str:
+    """What to do with an array of another shape, in words and Python."""
     if len(shape) == 5:
-        return f"join the first two axes, {written}.flatten(0, 1), and give one label for each image"
+        return f"join the first two axes, {expression}.flatten(0, 1), and give one label for each image"
     if len(shape) == 3:
         if shape == (side, side, 3):
-            return f"add the axis that is missing: {written}[None]"
-        single = f", {written}[None] for a single one" if shape == (3, side, side) else ""
-        return f"add the axis that is missing: {written}[:, None] for grey images{single}"
+            return f"add the axis that is missing: {expression}[None]"
+        single = f", {expression}[None] for a single one" if shape == (3, side, side) else ""
+        return f"add the axis that is missing: {expression}[:, None] for grey images{single}"
     if len(shape) == 2 and shape[1] == 3 * side * side:
-        return f"call {written}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
+        return f"call {expression}.reshape(-1, 3, {side}, {side}), if the channels are stored one after the other"
     if shape == (side, side):
-        return f"add the axes that are missing: {written}[None, None] for a single grey image"
+        return f"add the axes that are missing: {expression}[None, None] for a single grey image"
     if shape.count(side) >= 2 and 3 in shape:
         return "bring the axes into that order (transpose in NumPy, permute in torch); reshape would mix up the pixels"
     if len(shape) == 2 and shape[1] == side * side:
-        return f"call {written}.reshape(-1, 1, {side}, {side})"
+        return f"call {expression}.reshape(-1, 1, {side}, {side})"
     return f"resize them to {side} pixels, three channels each"
 
 
@@ -255,16 +258,18 @@ def _refuse_latents(images: torch.Tensor, side: int) -> None:
     )
 
 
-def _without_alpha(images: torch.Tensor, written: str, axis: int) -> torch.Tensor:
-    """The channels before the last one, which is alpha; raises :class:`BadValue` if that is not opaque everywhere."""
+def _without_alpha(images: torch.Tensor, expression: str, before: str) -> torch.Tensor:
+    """(N, C - 1, H, W) without the last channel, alpha; raises :class:`BadValue` if that is not opaque everywhere.
+
+    For the advice: ``expression`` gives the user's array, and ``before`` indexes its axes before the channels.
+    """
     opaque, channels = 1 if images.dtype.is_floating_point else 255, images.shape[1]
     if bool((images[:, -1] == opaque).all()):
         return images[:, :-1]
-    at = "..., " if axis == 3 else ":, "
     scaled = "" if opaque == 1 else f" / {opaque}"
     raise BadValue(
         f"images have {'four' if channels == 4 else 'two'} channels, and the last is not {opaque} everywhere, as it "
         f"would be for opaque {'RGBA' if channels == 4 else 'grey with alpha'}.",
-        f"put them on a background, here white: x = {written}{scaled}; "
-        f"images = x[{at}:-1] * x[{at}-1:] + 1 - x[{at}-1:]",
+        f"put them on a background, here white: x = {expression}{scaled}; "
+        f"images = x[{before}:-1] * x[{before}-1:] + 1 - x[{before}-1:]",
     )

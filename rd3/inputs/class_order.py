@@ -41,10 +41,9 @@ class StatedOrder:
 
     @classmethod
     def read(cls, value: Any, where: str) -> StatedOrder:
-        """From any form that :func:`label_name_pairs` reads; raises :class:`ClassOrderError` for others."""
-        pairs = label_name_pairs(value)
-        names = dict(pairs)
-        if not pairs or len(names) < len(pairs) or len(set(names.values())) < len(names):
+        """From any form that :func:`name_of_each_label` reads; raises :class:`ClassOrderError` for others."""
+        names = name_of_each_label(value)
+        if len(set(names.values())) < max(1, len(names)):
             raise ClassOrderError(f"{where} states a class order that cannot be read.", FIX)
         return cls(names, where)
 
@@ -79,8 +78,8 @@ def best_permutation(labels: torch.Tensor, outputs: torch.Tensor, num_classes: i
     return np.asarray(linear_sum_assignment(confusion, maximize=True)[1])
 
 
-def label_name_pairs(value: Any) -> list[tuple[int, str]]:
-    """(label, name) of every class; empty if ``value`` is not a list of classes.
+def name_of_each_label(value: Any) -> dict[int, str]:
+    """The name of every class by its label; empty if ``value`` is not a list of classes, or gives a label twice.
 
     Read are a list of names, also as the only value of a mapping, ``{name: label}`` as torchvision's ``class_to_idx``,
     ``{label: name}``, and ``{label: [id, name]}`` as Keras publishes for ImageNet; also as arrays, as JSON text, and as
@@ -91,9 +90,11 @@ def label_name_pairs(value: Any) -> list[tuple[int, str]]:
         [only] = plain.values()
         plain = only if isinstance(only, list) else plain
     if isinstance(plain, Mapping):
-        return _of_mapping(list(plain.items()))
+        pairs = _of_mapping(list(plain.items()))
+        names_of = dict(pairs)
+        return names_of if len(names_of) == len(pairs) else {}
     names = [_identifier(name) for name in plain] if isinstance(plain, (list, tuple)) else []
-    return list(enumerate(map(str, names))) if all(map(_is_name, names)) else []
+    return dict(enumerate(map(str, names))) if all(map(_is_name, names)) else {}
 
 
 def _without_arrays(value: Any) -> Any:
@@ -117,7 +118,7 @@ def _of_text(text: str) -> Any:
 
 
 def _of_mapping(items: list[tuple[Any, Any]]) -> list[tuple[int, str]]:
-    """``{name: label}`` or ``{label: name}``; where both are digits, the label is the one that is not text."""
+    """(label, name) pairs of ``{name: label}`` or ``{label: name}``; of two digits the label is the one not in text."""
     keyed = all(_is_label(key) for key, _value in items)
     if all(_is_label(label) and not (keyed and isinstance(label, str)) for _name, label in items):
         return [(int(label), str(name)) for name, label in items]
@@ -137,4 +138,5 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_label(value: Any) -> bool:
+    """Whether it is an integer or one in text."""
     return _is_name(value) and (isinstance(value, int) or (value.isdecimal() and len(value) < 20))

@@ -111,17 +111,13 @@ def first_windows_path(folder: Path) -> str | None:
     return min((path.name for path in folder.iterdir() if "\\" in path.name), default=None)
 
 
-def by_number(names: Iterable[str]) -> tuple[list[str], bool]:
-    """Names sorted by their number where all are numbered alike (``0`` or ``class_0``), else alphabetically.
-
-    The second value says whether the two orders differ: 0, 1, 10, 2 is the alphabetical order of 0, 1, 2, 10.
-    """
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names sorted by their number where all are numbered alike (``0`` or ``class_0``), else alphabetically."""
     alphabetical = sorted(names)
     parts = {name: match.groups() for name in alphabetical if (match := _NUMBERED.fullmatch(name))}
     if any(name not in parts for name in alphabetical) or len({(part[0], part[2]) for part in parts.values()}) > 1:
-        return alphabetical, False
-    numbered = sorted(alphabetical, key=lambda name: (int(parts[name][1]), name))
-    return numbered, numbered != alphabetical
+        return alphabetical
+    return sorted(alphabetical, key=lambda name: (int(parts[name][1]), name))
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -129,9 +125,10 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join([*names[:11], "...", names[-1]] if len(names) > 12 else names)
 
 
-def order_text(names: Sequence[str], differs: bool) -> str:
-    """A sentence on the class order; ``differs``: it is that of numbers and not the alphabetical one."""
-    how = "by number; alphabetically, as torchvision's ImageFolder, it would differ" if differs else "alphabetical"
+def order_text(names: Sequence[str]) -> str:
+    """A sentence on the class order that :func:`by_number` gives."""
+    numbered = list(names) != sorted(names)  # 0, 1, 2, 10 is 0, 1, 10, 2 alphabetically
+    how = "by number; alphabetically, as torchvision's ImageFolder, it would differ" if numbered else "alphabetical"
     return f"class order ({how}): {shortened(names)}"
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from rd3.errors import BadValue
-from rd3.inputs.arrays import ONE_EACH, is_column, kind_of, rows_of, tensor_of
+from rd3.inputs.arrays import ONE_EACH, described, is_column, rows_of, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder, labels_by_name
 from rd3.inputs.label_type import require_exact
 from rd3.inputs.notes import Note
 from rd3.lazy import torch
-
-_SOFT = "give hard labels, for example labels.argmax(1), and the soft ones beside them as soft_labels"
 
 
 def class_labels(
@@ -27,7 +25,7 @@ def class_labels(
     names mean the same in any order.  Raises :class:`BadValue` or :class:`ClassOrderError`.
     """
     if isinstance(labels, (str, bytes)) or not (is_column(labels) or hasattr(labels, "__array__")):
-        raise BadValue(f"labels are {kind_of(labels)}, expected {count} integers.", ONE_EACH)
+        raise BadValue(f"labels are {described(labels)}, expected {count} integers.", ONE_EACH)
     plain, named = _from_rows(labels, info)
     order = None if named else order
     given, classes = _shaped(plain, count), len(order.names) if order else info.num_classes
@@ -35,7 +33,13 @@ def class_labels(
         require_exact(labels, "labels", classes, info.name)
     found, notes = _integers(given, classes)
     if order is None:
-        _require_inside(found, info)
+        outside = ((found < 0) | (found >= info.num_classes)).nonzero()
+        if len(outside):
+            row = int(outside[0])
+            raise BadValue(
+                f"Row {row} has label {int(found[row])}, {info.name} has labels 0 to {info.num_classes - 1}.",
+                "check the class order and that labels start at 0",
+            )
         return found, notes
     brought = torch.tensor(order.bring(found.tolist(), info), dtype=torch.int64)
     if not torch.equal(brought, found):
@@ -117,20 +121,12 @@ def _from_one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
     values = labels.double()
     hot = bool(((values == 0) | (values == 1)).all()) and bool((values.sum(1) == 1).all())
     if hot and labels.shape[1] == classes:
-        return values.argmax(1).to(torch.int64)
+        return values.argmax(1)
     what = "one-hot" if hot else "soft"
     raise BadValue(
         f"labels are {what} rows of shape {tuple(labels.shape)}, expected ({len(labels)},) integers"
         f"{f' or one-hot rows of {classes} classes' if labels.shape[1] != classes else ''}.",
-        _SOFT if not hot else f"give rows of {classes} classes, or one class number for each image",
+        f"give rows of {classes} classes, or one class number for each image"
+        if hot
+        else "give hard labels, for example labels.argmax(1), and the soft ones beside them as soft_labels",
     )
-
-
-def _require_inside(labels: torch.Tensor, info: ClassList) -> None:
-    outside = ((labels < 0) | (labels >= info.num_classes)).nonzero()
-    if len(outside):
-        row = int(outside[0])
-        raise BadValue(
-            f"Row {row} has label {int(labels[row])}, {info.name} has labels 0 to {info.num_classes - 1}.",
-            "check the class order and that labels start at 0",
-        )

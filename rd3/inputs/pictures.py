@@ -62,14 +62,9 @@ def whole_pictures() -> Iterator[None]:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _Strict.before
 
 
-def deep(image: Image) -> bool:
-    """Whether PIL holds the picture with more than 8 bits per channel; its conversion to RGB cuts values off."""
-    return image.mode.startswith(("I", "F"))
-
-
 def check_depth(image: Image, where: str) -> None:
-    """Raise :class:`BadValue` for a picture that PIL holds with more than 8 bits per channel."""
-    if deep(image):
+    """Raise :class:`BadValue` for a picture of more than 8 bits per channel, which PIL's conversion to RGB cuts off."""
+    if image.mode.startswith(("I", "F")):
         raise BadValue(
             f"{where} has more than 8 bits per channel (mode {image.mode}), expected 8.",
             "scale it to 8 bits and save it again, for 16 bits: numpy.asarray(image) // 256 as uint8",
@@ -77,7 +72,7 @@ def check_depth(image: Image, where: str) -> None:
 
 
 def peculiarity(image: Image) -> str | None:
-    """What is read of a picture otherwise than stored, in the words of this module; None for nothing."""
+    """What is read otherwise than stored of a picture that passes :func:`check_depth`; None for nothing."""
     reduced, frames = _reduction(image), _has_frames(image)
     alpha = image.mode in _ALPHA or "transparency" in image.info
     if alpha and not reduced:
@@ -122,8 +117,7 @@ def _reduction(image: Image) -> str | None:
     # The decoder's arguments; only known until the pixels are loaded.
     tiles = getattr(image, "tile", ())
     if image.format == "PPM":  # (mode, largest value)
-        deep_colours = any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in tiles)
-        return ROUNDED if deep_colours and not deep(image) else None
+        return ROUNDED if any(isinstance(tile[3], tuple) and tile[3][-1] > 255 for tile in tiles) else None
     # BGR;16 is a pixel of 16 bits, as in BMP: 5, 6 and 5 of them per channel.
     deep_modes = any(";16" in str(part) and "BGR;16" not in str(part) for tile in tiles for part in tile)
     return SIXTEEN_BITS if deep_modes else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from rd3.errors import BadValue, ClassOrderError
-from rd3.inputs.arrays import kind_of, tensor_of
+from rd3.inputs.arrays import described, tensor_of
 from rd3.inputs.class_order import ClassList, StatedOrder, best_permutation
 from rd3.inputs.notes import Note
 from rd3.lazy import torch
@@ -29,11 +29,14 @@ def soft_labels_of(
     0 are logits.  ``order``: the class order that the file or column states, in which the columns are; ``labels`` are
     in the dataset's order already.  Raises :class:`BadValue` or :class:`ClassOrderError`.
     """
-    given = _shaped(tensor_of(values, "soft_labels"), len(labels), info)
-    _require_finite(given)
+    given, expected = tensor_of(values, "soft_labels"), (len(labels), info.num_classes)
+    dtype = str(given.dtype).removeprefix("torch.")
+    if tuple(given.shape) != expected or dtype not in DTYPES:
+        raise BadValue(
+            f"soft_labels are {dtype} of shape {tuple(given.shape)}, expected floats of shape {expected}.",
+            "give one row for each image, with one column for each class",
+        )
     resolved = _kind(given, kind)
-    if resolved == "probabilities":
-        _require_normalised(given)
     columns = given if order is None else columns_in_order(given, order, info)
     soft = SoftLabels(columns.contiguous(), resolved)
     how = "as stated" if kind is not None else "rows sum to 1" if resolved == "probabilities" else "values below 0"
@@ -56,26 +59,6 @@ def columns_in_order(values: torch.Tensor, order: StatedOrder, info: ClassList) 
     return torch.empty_like(values).index_copy_(1, torch.tensor(target), values)
 
 
-def _shaped(given: torch.Tensor, count: int, info: ClassList) -> torch.Tensor:
-    dtype, expected = str(given.dtype).removeprefix("torch."), (count, info.num_classes)
-    if tuple(given.shape) != expected or dtype not in DTYPES:
-        raise BadValue(
-            f"soft_labels are {dtype} of shape {tuple(given.shape)}, expected floats of shape {expected}.",
-            "give one row for each image, with one column for each class",
-        )
-    return given
-
-
-def _require_finite(given: torch.Tensor) -> None:
-    wrong = ~given.isfinite()
-    if bool(wrong.any()):
-        row = int(wrong.any(dim=1).nonzero()[0])
-        raise BadValue(
-            f"Row {row} of soft_labels has a value that is NaN or infinite.",
-            "check how they were computed; in fp16, values beyond 65504 are infinite",
-        )
-
-
 def _wrong_sum(given: torch.Tensor) -> tuple[int, float] | None:
     """The row whose sum is furthest from 1, and that sum; None if all are 1 as far as their type can tell."""
     sums = given.double().sum(dim=1)
@@ -85,36 +68,38 @@ def _wrong_sum(given: torch.Tensor) -> tuple[int, float] | None:
 
 
 def _kind(given: torch.Tensor, stated: Any) -> SoftLabelKind:
-    """The stated kind, or the one that the values can only have."""
-    if stated is not None:
-        if stated not in KINDS:
-            what = repr(stated) if isinstance(stated, str) else kind_of(stated)
-            raise BadValue(f"soft_label_kind is {what}.", f"give {' or '.join(KINDS)}")
-        return cast(SoftLabelKind, stated)
-    if bool((given < 0).any()):
+    """The stated kind, or the one that the values can only have; raises for values that are not of that kind."""
+    broken = (~given.isfinite()).any(dim=1)
+    if bool(broken.any()):
+        raise BadValue(
+            f"Row {int(broken.nonzero()[0])} of soft_labels has a value that is NaN or infinite.",
+            "check how they were computed; in fp16, values beyond 65504 are infinite",
+        )
+    if stated is not None and stated not in KINDS:
+        what = repr(stated) if isinstance(stated, str) else described(stated)
+        raise BadValue(f"soft_label_kind is {what}.", f"give {' or '.join(KINDS)}")
+    negative = (given < 0).any(dim=1)
+    if stated == "logits" or (stated is None and bool(negative.any())):
         return "logits"
-    wrong = _wrong_sum(given)
-    if wrong is None:
-        return "probabilities"
-    raise BadValue(
-        f"soft_labels have no value below 0, as logits have, and row {wrong[0]} sums to {wrong[1]:.4g}, where "
-        "probabilities sum to 1.",
-        f"normalise the rows, or state what they are with {_HOW_TO_STATE}",
-    )
-
-
-def _require_normalised(given: torch.Tensor) -> None:
-    if bool((given < 0).any()):
-        row = int((given < 0).any(dim=1).nonzero()[0])
+    if bool(negative.any()):
+        row = int(negative.nonzero()[0])
         raise BadValue(
             f"Row {row} of soft_labels has {float(given[row].min()):.4g}, which is not a probability.",
             f"state logits with {_HOW_TO_STATE}, or give probabilities",
         )
-    if wrong := _wrong_sum(given):
+    wrong = _wrong_sum(given)
+    if wrong and stated is None:
+        raise BadValue(
+            f"soft_labels have no value below 0, as logits have, and row {wrong[0]} sums to {wrong[1]:.4g}, where "
+            "probabilities sum to 1.",
+            f"normalise the rows, or state what they are with {_HOW_TO_STATE}",
+        )
+    if wrong:
         raise BadValue(
             f"Row {wrong[0]} of soft_labels sums to {wrong[1]:.4g}, where probabilities sum to 1.",
             "normalise the rows: soft_labels / soft_labels.sum(1, keepdim=True)",
         )
+    return "probabilities"
 
 
 def _agreement(

@@ -60,20 +60,15 @@ def _content(path: Path, wanted: str, fix: str) -> Any:
         # A safetensors file starts with the length of its header in eight bytes, then the header, which is JSON.
         found = load_file(path) if path.suffix == ".safetensors" or start[8:] == b'{"' else _load_plain_tensors(path)
     except Exception as error:  # a damaged or hostile file can make a reader raise anything
-        raise _unreadable(path, error, wanted, fix) from None
-    if is_foreign(found):
+        raise _unreadable(path, start, error, wanted, fix) from None
+    if isinstance(found, UnreadObject):
         raise DataCorrupt(
             f"{path} is a pickled {type(found).__name__} object, not {wanted}; RD3 reads no pickled objects.", fix
         )
     return found
 
 
-def is_foreign(value: object) -> bool:
-    """Whether a value in a file stands for an object of a class that is not read."""
-    return isinstance(value, _Foreign)
-
-
-class _Foreign:
+class UnreadObject:
     """Stands for an object of a class that is not read; keeps nothing."""
 
     def __init__(self, *_arguments: object, **_options: object):
@@ -89,7 +84,7 @@ def _stub(name: str, like: type = object) -> type:
     With ``like``, a kind of dict or list, its objects are plain ones of these: torch fills no others from the file.
     """
     members = {} if like is object else {"__new__": lambda _cls, *_arguments: like()}
-    return type(name, (_Foreign,) if like is object else (), {"__module__": __name__, **members})
+    return type(name, (UnreadObject,) if like is object else (), {"__module__": __name__, **members})
 
 
 def _load_plain_tensors(path: Path) -> Any:
@@ -122,15 +117,13 @@ def _missing_stub(error: str, stubs: Mapping[str, type]) -> dict[str, type] | No
         return None if name in stubs or name.removeprefix("builtins.") in _CALLED else {name: _stub(name)}
     like = {"setitem": OrderedDict, "append": list, "extend": list}  # an OrderedDict may have attributes too
     kind = next((kind for word, kind in like.items() if f"only {word}" in error.lower()), None)
-    filled = next((name for name, stub in stubs.items() if f"{stub!r}" in error and issubclass(stub, _Foreign)), None)
+    filled = next((name for name, cls in stubs.items() if repr(cls) in error and issubclass(cls, UnreadObject)), None)
     return {filled: _stub(filled, kind)} if filled and kind else None
 
 
-def _unreadable(path: Path, error: Exception, wanted: str, fix: str) -> DataCorrupt:
-    """What is wrong with a file, without torch's own advice, which is to unpickle it."""
+def _unreadable(path: Path, start: bytes, error: Exception, wanted: str, fix: str) -> DataCorrupt:
+    """What is wrong with a file of this ``start``, without torch's own advice, which is to unpickle it."""
     text = " ".join(str(error).split())
-    with path.open("rb") as file:
-        start = file.read(8)
     if isinstance(error, _TooManyClasses):
         fact = f"holds objects of more than {_CLASSES} classes"
     elif "TorchScript" in text:

@@ -84,14 +84,14 @@ def set_of_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any]
 
     ``notes``: text beside the fields, which replaces none of them.
     """
-    from rd3.inputs.torch_files import is_foreign
+    from rd3.inputs.torch_files import UnreadObject
 
     images, labels = _field_of(fields, IMAGES), _field_of(fields, LABELS)
     if images is None or labels is None:
         found = ", ".join(sorted(fields)[:5]) or "nothing"
         raise BadValue(f"{file} holds {found}, expected tensors 'images' and 'labels'.", SAVE)
     for what, name in (("images", images), ("labels", labels)):
-        if is_foreign(fields[name]):
+        if isinstance(fields[name], UnreadObject):
             raise BadValue(f"{name!r} in {file} is a pickled {type(fields[name]).__name__}, not a tensor.", SAVE)
         if name != what:
             say(Note(f"{what} are read from {_field(file, name)}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from rd3.datasets import DatasetInfo, dataset_info
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
 from rd3.foreign_files import read_text
-from rd3.inputs.class_order import label_name_pairs
+from rd3.inputs.class_order import name_of_each_label
 
 FOUND = "found"
 """In place of a list of classes: the order that the network's own predictions show."""
@@ -17,14 +17,13 @@ FOUND = "found"
 def read_class_order(path: Path | str) -> tuple[str, ...]:
     """The class of each output of a classifier, from a file.
 
-    A class per line, or JSON in a form of :func:`label_name_pairs`.  Raises DataMissing or DataCorrupt.
+    A class per line, or JSON in a form of :func:`name_of_each_label`.  Raises DataMissing or DataCorrupt.
     """
     path = Path(path)
     if not path.is_file():
         raise DataMissing(f"There is no file {path}.", f"give a file with a class per line, or `{FOUND}`")
-    pairs = label_name_pairs(read_text(path))
-    names = dict(pairs)
-    if not names or len(names) < len(pairs) or set(names) != set(range(len(names))):
+    names = name_of_each_label(read_text(path))
+    if not names or set(names) != set(range(len(names))):
         raise DataCorrupt(
             f"{path} is not a list of classes.",
             "write the class of each output on a line of its own, or as JSON: a list, or classes with their outputs as "

@@ -11,7 +11,6 @@ from rd3.errors import BadValue
 
 _COUNTED = ("total_ops", "total_params")
 """Buffers that thop leaves in a network whose operations it counted."""
-_PARAMETRISED = ".parametrizations."
 
 
 class Folded(NamedTuple):
@@ -110,7 +109,7 @@ def _spectrally_normed(left: dict[str, torch.Tensor]) -> int:
 
 def _require_known(left: Mapping[str, torch.Tensor]) -> None:
     for name in left:
-        before, found, last = name.rpartition(_PARAMETRISED)
+        before, found, last = name.rpartition(".parametrizations.")
         if found:
             weight = last.partition(".")[0]
             raise BadValue(

@@ -114,7 +114,7 @@ def import_weights(
         weights=weights_digest(built.network.state_dict(), info.class_ids, built.normalisation),
     )
     name = str(source) if str(source).startswith(TORCHVISION) else Path(source).name
-    used, in_file = built.normalisation, _constants_in_file(found)
+    used, in_file = built.normalisation, found.normalisation
 
     def examine(tested: Predictions) -> None:
         """Refuse a teacher that cannot know the classes."""
@@ -139,14 +139,6 @@ def import_weights(
         progress=progress, class_order=order, examine=examine,
     )  # fmt: skip
     return recipe, manifest.test_figures() | stopwatch.spent()
-
-
-def _constants_in_file(found: Weights) -> Normalisation | None:
-    """The constants in the file, if there are a mean and a standard deviation of pixels in [0, 1]."""
-    if set(found.constants) != {"mean", "std"} or min(found.constants["std"]) <= 0:
-        return None
-    rounded = {kind: tuple(float(f"{value:.6g}") for value in values) for kind, values in found.constants.items()}
-    return Normalisation.model_validate(rounded) if max(map(abs, rounded["mean"])) <= 1 else None
 
 
 def _fitting(

@@ -26,9 +26,7 @@ NOTED_GAIN_PCT = 5.0
 ORDER_IMAGES = 20
 """Training images of every class by which an order is found."""
 TRIED_IMAGES = 128
-"""About as many training images (128 to 511) are used to try each known normalisation; the best one is compared on
-validation images.
-"""
+"""About as many training images (128 to 511) are used to try each known normalisation."""
 _GOOD_PCT = 97.0
 """Validation accuracy from which no other constants are tried."""
 _CAUSES = "the constants of another normalisation, weights of another dataset, or a classifier that was not trained"

@@ -12,6 +12,7 @@ import torch
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.inputs.torch_files import read_torch_file
+from rd3.recipe import Normalisation
 from rd3.teacher.folded import folded
 
 COUNTER = "num_batches_tracked"
@@ -33,9 +34,8 @@ class Weights(NamedTuple):
     """A state dict in the names of a network."""
 
     tensors: dict[str, torch.Tensor]
-    constants: dict[str, tuple[float, ...]]
-    """Three numbers under names that end in ``mean`` or ``std``, or are ``mu`` or ``sigma``, by ``mean`` and ``std``:
-    constants of a normalising layer, perhaps."""
+    normalisation: Normalisation | None
+    """Of tensors of three numbers called mean and std, or mu and sigma: perhaps of a layer for pixels in [0, 1]."""
     said: tuple[str, ...]
     """Sentences on what of the file was computed or left out."""
 
@@ -103,7 +103,7 @@ class Checkpoint:
         # Lists of averaged weights, as some implementations of an EMA save them.
         averages = sorted({one.container for one in tensors if one.container[-1:] == ("shadow_params",)})
         unnamed = (f"The tensors in {'.'.join(container)} have no names and are not read." for container in averages)
-        return Weights(networks[prefix], _constants(tensors), (*self._said, *unnamed))
+        return Weights(networks[prefix], _normalisation(tensors), (*self._said, *unnamed))
 
     def _require_names(self) -> None:
         """Raise :class:`DataCorrupt` for a file whose weights are a list."""
@@ -218,14 +218,15 @@ def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -
     )
 
 
-def _constants(tensors: list[_Tensor]) -> dict[str, tuple[float, ...]]:
-    """Tensors of three numbers called mean and std, or mu and sigma, of one normalising layer."""
-    return {
-        kind: tuple(one.value.float().flatten().tolist())
+def _normalisation(tensors: list[_Tensor]) -> Normalisation | None:
+    found = {
+        kind: tuple(float(f"{value:.6g}") for value in one.value.float().flatten().tolist())
         for kind, names in _CONSTANTS.items()
         for one in tensors
         if _is_constant(one) and re.search(names, one.full)
     }
+    of_pixels = len(found) == 2 and min(found["std"]) > 0 and max(map(abs, found["mean"])) <= 1
+    return Normalisation.model_validate(found) if of_pixels else None
 
 
 def _tensors(found: Any, container: tuple[str, ...] = (), seen: set[int] | None = None) -> Iterator[_Tensor]:

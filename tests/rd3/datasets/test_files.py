@@ -22,12 +22,12 @@ from PIL import Image
 from rd3.datasets import (
     FileSource,
     Roots,
-    check_order,
     dataset_fingerprint,
     dataset_info,
     fingerprint_in,
     open_dataset,
 )
+from rd3.datasets._classes import check_order
 from rd3.datasets._decode import fit_size
 from rd3.datasets._parquet import shards
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
@@ -409,12 +409,13 @@ def test_class_list_of_dataset_info_json(roots):
 def test_a_tenth_of_the_names_may_be_spelled_otherwise(classes):
     ids = [f"n{label:08d}" for label in range(classes)]
     names = [f"name {label}" for label in range(classes)]
+    info = Toy().info.model_copy(update={"class_ids": tuple(ids), "class_names": tuple(names)})
     tenth = classes // 10
-    check_order([f"other {label}" for label in range(tenth)] + names[tenth:], ids, names, "a file")
+    check_order([f"other {label}" for label in range(tenth)] + names[tenth:], info, "a file")
     with pytest.raises(ClassOrderError, match="class 0 as 'other 0', expected 'name 0'"):
-        check_order([f"other {label}" for label in range(tenth + 1)] + names[tenth + 1 :], ids, names, "a file")
+        check_order([f"other {label}" for label in range(tenth + 1)] + names[tenth + 1 :], info, "a file")
     with pytest.raises(ClassOrderError, match="class 0 as 'name 1', expected 'name 0'"):
-        check_order([names[1], *names[1:]], ids, names, "a file")
+        check_order([names[1], *names[1:]], info, "a file")
 
 
 def test_incomplete_copy_is_refused(roots):

@@ -10,7 +10,7 @@ import torch
 
 from rd3.datasets import dataset_info
 from rd3.errors import BadValue
-from rd3.inputs.class_order import StatedOrder, label_name_pairs
+from rd3.inputs.class_order import StatedOrder, name_of_each_label
 from rd3.inputs.labels import class_labels
 from rd3.inputs.names import match_names
 
@@ -74,7 +74,7 @@ KERAS = {"0": ["n01", "tench"], "1": ["n02", "goldfish"]}
     ],
 )
 def test_lists_of_classes_are_read(value, expected):
-    found = dict(label_name_pairs(value))
+    found = name_of_each_label(value)
     assert [found[label] for label in sorted(found)] == expected
     if expected:
         assert sorted(found) == list(range(len(expected)))

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from rd3.errors import BadValue, DataCorrupt
+from rd3.recipe import Normalisation
 from rd3.teacher.state_dicts import Checkpoint
 
 
@@ -131,7 +132,7 @@ def test_several_networks_are_chosen_among_by_name(content, entries, tmp_path):
 def test_constants_in_the_file_are_noted(tmp_path):
     constants = {"norm.mean": torch.tensor([0.5, 0.25, 0.125]), "norm.std": torch.tensor([0.5, 0.5, 0.25])}
     torch.save({**constants, **below("net.")}, tmp_path / "c.pth")
-    assert found(tmp_path / "c.pth").constants == {"mean": (0.5, 0.25, 0.125), "std": (0.5, 0.5, 0.25)}
+    assert found(tmp_path / "c.pth").normalisation == Normalisation(mean=(0.5, 0.25, 0.125), std=(0.5, 0.5, 0.25))
 
 
 def test_layers_of_another_network_are_kept_for_the_comparison(tmp_path):
