@@ -58,11 +58,9 @@ def one_writer(path: Path) -> Iterator[None]:
 
 def read_or_write(path: Path, read: Callable[[], Content | None], write: Callable[[], None]) -> Content:
     """What ``read`` returns; where that is None, ``write`` makes the file ``path`` first, in one process at a time."""
-    content = read()
-    if content is None:
+    if (content := read()) is None:
         with one_writer(path):
-            content = read()
-            if content is None:
+            if (content := read()) is None:
                 write()
                 content = read()
     if content is None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -40,42 +40,31 @@ class StreamDataset(SplitDataset):
     def images(self, split: Split, indices: Sequence[int]) -> torch.Tensor:
         side = self.info.resolution
         out = np.empty((len(indices), 3, side, side), dtype=np.uint8)
-
-        def fill(place: int, image: Image) -> None:
-            out[place] = planes(fit_size(image, self.info.test_resize, side))
-
-        self._decode(split, indices, fill)
+        fitted = self._decoded(split, indices, lambda image: fit_size(image, self.info.test_resize, side))
+        for place, pixels in enumerate(fitted):
+            out[place] = pixels
         return torch.from_numpy(out)
 
     def original(self, split: Split, index: int) -> torch.Tensor:
         return self.originals(split, [index])[0]
 
     def originals(self, split: Split, indices: Sequence[int]) -> list[torch.Tensor]:
-        out = [torch.empty(0)] * len(indices)
+        return [torch.from_numpy(pixels) for pixels in self._decoded(split, indices, lambda image: image)]
 
-        def fill(place: int, image: Image) -> None:
-            out[place] = torch.from_numpy(np.ascontiguousarray(planes(image)))
-
-        self._decode(split, indices, fill)
-        return out
-
-    def _decode(self, split: Split, indices: Sequence[int], use: Callable[[int, Image], None]) -> None:
-        """Decode these images, and call ``use`` with the place of each in ``indices`` on the thread that decoded it."""
+    def _decoded(self, split: Split, indices: Sequence[int], fit: Callable[[Image], Image]) -> Iterator[np.ndarray]:
+        """The pixels (3, H, W) of these images after ``fit``, in order; threads decode ahead."""
         name, positions = self._stored(split, indices)
         part = self._parts[name]
 
-        def work(place: int) -> None:
-            index = int(positions[place])
-            use(place, decode(part.encoded(index), part.where(index)))
+        def pixels(index: int) -> np.ndarray:
+            return np.ascontiguousarray(planes(fit(decode(part.encoded(index), part.where(index)))))
 
-        places, threads = range(len(positions)), min(torch.get_num_threads(), len(positions))
+        threads = min(torch.get_num_threads(), len(positions))
         if threads <= 1:
-            for place in places:
-                work(place)
+            yield from map(pixels, map(int, positions))
             return
         with ThreadPoolExecutor(threads) as pool:
-            for _done in pool.map(work, places):
-                pass
+            yield from pool.map(pixels, map(int, positions))
 
 
 class UnpackedRecords:

@@ -103,8 +103,8 @@ class UserSource(FileSource):
                     message = f"{root} does not exist, but {deeper[0]} contains such a folder."
                     raise DataMissing(message, move_up(deeper[0]))
                 raise DataMissing(f"{root} does not exist.", _restore(info))
-        both = (FolderRecords.scan(folder / part, info) for part in (train, test))
-        return Found(folder, "folders", *both)
+        records = [FolderRecords.scan(folder / part, info) for part in (train, test)]
+        return Found(folder, "folders", train=records[0], test=records[1])
 
     def _carved(self, folder: Path) -> Found:
         """Class folders, of which some images become the test split."""
@@ -434,17 +434,12 @@ def _check_same_classes(found: Sequence[str], class_ids: Sequence[str], train: P
         facts += [f"has no class folder {missing[0]!r}, which train has"] if missing else []
         if more and missing:
             fix = f"rename {test / more[0]} to {missing[0]}, if they are one class; otherwise remove both folders"
-        elif more:
-            fix = _fix_for_one_split(test / more[0], train / more[0])
         else:
-            fix = _fix_for_one_split(train / missing[0], test / missing[0])
+            there, lacking = (test / more[0], train / more[0]) if more else (train / missing[0], test / missing[0])
+            fix = f"move some images of {there} to {lacking}, or remove {there}"
+            if not any(there.iterdir()):
+                fix = f"remove {there}, which is empty, or put images into it and into {lacking}"
         raise ClassOrderError(f"{test} {' and '.join(facts)}.", fix)
-
-
-def _fix_for_one_split(there: Path, lacking: Path) -> str:
-    if not any(there.iterdir()):
-        return f"remove {there}, which is empty, or put images into it and into {lacking}"
-    return f"move some images of {there} to {lacking}, or remove {there}"
 
 
 def _first_folder(folder: Path, names: Sequence[str]) -> str | None:

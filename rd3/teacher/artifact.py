@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
 
 from rd3.artifact import ArtifactManifest
 from rd3.augment import to_unit
@@ -107,7 +106,7 @@ NOT_FINITE = -1
 
 
 def predict(
-    network: nn.Module,
+    network: Callable[[torch.Tensor], torch.Tensor],
     dataset: Dataset,
     split: Split,
     positions: Sequence[int],
@@ -199,20 +198,16 @@ def load(
     dataset: Dataset,
     *,
     device: torch.device | str = "cpu",
-    verify: bool = True,
     formerly: str | None = None,
 ) -> NormalisedNetwork:
     """Load the teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes (B, 3, H, W) in [0, 1].
 
     ``formerly`` is the key under which the teacher was trained, if that has an older format.  Raises
     :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
-    for the folder of another teacher, for weights other than the manifest's and, with ``verify``, for a recount on the
-    verification list that is more than half a percentage point off.
+    for the folder of another teacher, for weights other than the manifest's and for a recount on the verification list
+    that is more than half a percentage point off.
     """
-    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
-    if verify:
-        _recount(network, manifest, dataset)
-    return network
+    return _load(Path(folder), recipe, dataset, device, formerly)[0]
 
 
 def verify(
@@ -223,8 +218,7 @@ def verify(
     formerly: str | None = None,
 ) -> dict[str, Any]:
     """Load the teacher with all checks and return the result of the recount; raises as :func:`load`."""
-    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
-    correct = _recount(network, manifest, dataset)
+    _network, manifest, correct = _load(Path(folder), recipe, dataset, device, formerly)
     recorded = manifest.verification
     return {
         "split": recorded.split,
@@ -239,7 +233,8 @@ def verify(
 
 def _load(
     folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str, formerly: str | None
-) -> tuple[NormalisedNetwork, TeacherManifest]:
+) -> tuple[NormalisedNetwork, TeacherManifest, int]:
+    """Also the number of correct predictions on the verification list, as counted now."""
     device, path = usable_device(device), folder / WEIGHTS
     manifest = TeacherManifest.read(folder)
     manifest.check(folder, recipe, formerly)
@@ -252,10 +247,7 @@ def _load(
         raise DataCorrupt(
             f"{path} does not fit {recipe.network}: {str(error).splitlines()[-1].strip()}", "train or import it again"
         ) from None
-    return network.eval().requires_grad_(False).to(device), manifest
-
-
-def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset) -> int:
+    network = network.eval().requires_grad_(False).to(device)
     recorded = manifest.verification
     if len(dataset.labels(recorded.split)) < recorded.count:
         raise DataCorrupt(
@@ -263,11 +255,11 @@ def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dat
             f"the teacher was verified on {recorded.count}.",
             "use the dataset that the teacher was verified on",
         )
-    correct = predict(network, dataset, recorded.split, range(recorded.count), device=network.mean.device).correct
+    correct = predict(network, dataset, recorded.split, range(recorded.count), device=device).correct
     if 100 * abs(correct - recorded.correct) > TOLERANCE_PCT * recorded.count:
         raise DataCorrupt(
             f"Teacher {manifest.key[:12]} classifies {correct} of {recorded.count} {recorded.split} images of "
             f"{dataset.info.name} correctly, its manifest says {recorded.correct}.",
             "use the dataset and the weights of the manifest",
         )
-    return correct
+    return network, manifest, correct

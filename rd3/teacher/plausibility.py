@@ -131,7 +131,8 @@ def better_constants(
     validation = verification_list(dataset)
 
     def tested(constants: Normalisation, split: Split, positions: Sequence[int], bgr: bool = False) -> Predictions:
-        fed = NormalisedNetwork(_Reversed(network) if bgr else network, constants).eval().to(device)
+        normalise = NormalisedNetwork(nn.Identity(), constants).to(device)
+        fed = (lambda rgb: network(normalise(rgb).flip(1))) if bgr else (lambda rgb: network(normalise(rgb)))
         return predict(fed, dataset, split, positions, device=device)
 
     with_given = tested(given, "validation", validation)
@@ -160,18 +161,6 @@ def better_constants(
     if not knows or not _significant(with_best, with_given):
         return None
     return BetterConstants(best, given, with_best.top1_pct, with_given.top1_pct, len(validation), alike, layer)
-
-
-class _Reversed(nn.Module):
-    """A network that gets its channels in the reverse order."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(pixels.flip(1))
-        return logits
 
 
 def _significant(better: Predictions, given: Predictions) -> bool:

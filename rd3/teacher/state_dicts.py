@@ -75,10 +75,17 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Read a safetensors file, or one by ``torch.save`` with plain tensors.
 
-        Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors, and for
-        one part of a checkpoint in several files.
+        Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors, and
+        :class:`BadValue` for the index or a part of a checkpoint in several files.
         """
-        _require_one_file(path)
+        part = _PART.search(path.name)
+        if path.name.endswith(".index.json") or (part is not None and int(part[1]) > 1):
+            what = f"one of {int(part[1])} parts" if part else "the index"
+            raise BadValue(
+                f"{path.name} is {what} of a checkpoint in several files, and RD3 reads one file.",
+                "save it as one file where it comes from, in transformers: model.save_pretrained(FOLDER, "
+                "max_shard_size='100GB')",
+            )
         return cls(path, read_torch_file(path, "a state dict", SAVE))
 
     def weights(self, expected: Collection[str], entry: str | None = None) -> Weights:
@@ -116,18 +123,6 @@ class Checkpoint:
                 "copy them into the network where they come from (for torch_ema: ema.copy_to(network.parameters())), "
                 "then torch.save(network.state_dict(), FILE)",
             )
-
-
-def _require_one_file(path: Path) -> None:
-    """Raise :class:`BadValue` for the index or a part of a checkpoint that is split into several files."""
-    part = _PART.search(path.name)
-    if path.name.endswith(".index.json") or (part is not None and int(part[1]) > 1):
-        what = f"one of {int(part[1])} parts" if part else "the index"
-        raise BadValue(
-            f"{path.name} is {what} of a checkpoint in several files, and RD3 reads one file.",
-            "save it as one file where it comes from, in transformers: model.save_pretrained(FOLDER, "
-            "max_shard_size='100GB')",
-        )
 
 
 def without_counters(names: Iterable[str]) -> set[str]:

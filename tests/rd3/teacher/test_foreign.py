@@ -96,7 +96,7 @@ def test_figures_are_counts_on_the_test_split(dataset, tmp_path):
     assert result["top1_pct"] == 100 * result["correct"] / 8
     manifest = teacher.TeacherManifest.read(tmp_path / "out")
     assert manifest.origin == "imported from plain.safetensors"
-    network = teacher.load(tmp_path / "out", recipe, dataset, verify=False)
+    network = teacher.load(tmp_path / "out", recipe, dataset)
     pixels = dataset.images("validation", range(8)) / 255
     with torch.no_grad():
         normalised = (pixels - 0.5) / 0.25

@@ -294,7 +294,7 @@ def test_altered_weights_are_refused(copied, dataset):
     weights["classifier.bias"] += 1e-3
     save_file(weights, copied / "weights.safetensors")
     with pytest.raises(DataCorrupt, match="sha256"):
-        teacher.load(copied, a_recipe(), dataset, verify=False)
+        teacher.load(copied, a_recipe(), dataset)
 
 
 def test_truncated_weights_are_refused(copied, dataset):
@@ -308,7 +308,6 @@ def test_a_recount_that_is_off_is_refused(copied, dataset):
     manifest = json.loads((copied / "manifest.json").read_text())
     manifest["verification"]["correct"] -= 1  # of twelve images: 8 points
     (copied / "manifest.json").write_text(json.dumps(manifest))
-    teacher.load(copied, a_recipe(), dataset, verify=False)
     with pytest.raises(DataCorrupt, match="its manifest says"):
         teacher.load(copied, a_recipe(), dataset)
 
