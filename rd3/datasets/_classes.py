@@ -15,10 +15,10 @@ SPELLING_SHARE = 0.9
 """Fraction of class names that must match by position before the rest count as spelling variants."""
 
 
-def class_list(name: str) -> dict[str, Any]:
-    """``class_ids`` and ``class_names`` of a dataset, in label order, from ``classes/<name>.json`` of this package."""
+def name_and_classes(name: str) -> dict[str, Any]:
+    """``name``, ``class_ids`` and ``class_names`` of a dataset, from ``classes/<name>.json`` of this package."""
     plain = json.loads(files("rd3.datasets").joinpath("classes", f"{name}.json").read_text())
-    return {"class_ids": tuple(plain["ids"]), "class_names": tuple(plain["names"])}
+    return {"name": name, "class_ids": tuple(plain["ids"]), "class_names": tuple(plain["names"])}
 
 
 def check_order(found: Sequence[str], info: ClassList, where: str) -> None:

@@ -111,7 +111,7 @@ class ParquetRecords(Records):
         return f"{self.files[file]}, row {index - ends[file] + self._layout.counts[file]}"
 
     def stamp(self) -> list[str]:
-        return [file_stamp(path, path.name) for path in self.files]
+        return [file_stamp(path) for path in self.files]
 
     def _batches(self, column: str) -> Iterator[Any]:
         """Arrow arrays of one column, in row order."""

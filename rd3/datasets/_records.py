@@ -99,10 +99,10 @@ def counts_text(counts: Sequence[int]) -> str:
     return " and ".join(f"{count} {part}" for count, part in zip(counts, ("training", "test"), strict=False))
 
 
-def file_stamp(path: Path, name: str) -> str:
+def file_stamp(path: Path) -> str:
     """Name, size and time of one file."""
     stat = path.stat()
-    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rd3.datasets._base import DatasetInfo
-from rd3.datasets._classes import check_order, class_list
+from rd3.datasets._classes import check_order, name_and_classes
 from rd3.datasets._records import Found, Records, file_stamp
 from rd3.datasets._source import FileSource, register_dataset
 from rd3.errors import DataCorrupt
@@ -59,7 +59,7 @@ class BatchRecords(Records):
         return f"{self.folder}, {'training' if self.train else 'test'} image {index}"
 
     def stamp(self) -> list[str]:
-        return [file_stamp(path, path.name) for path in sorted(self.folder.iterdir()) if path.is_file()]
+        return [file_stamp(path) for path in sorted(self.folder.iterdir()) if path.is_file()]
 
 
 class _Cifar(FileSource):
@@ -91,9 +91,8 @@ class Cifar10(_Cifar):
     names = "batches.meta"
     folders = ("cifar-10-batches-py",)
     info = DatasetInfo(
-        name="cifar10",
+        **name_and_classes("cifar10"),
         source="CIFAR-10 (Krizhevsky, 2009), complete",
-        **class_list("cifar10"),
         resolution=32,
         test_resize=32,
         factor=1,  # patches per side
@@ -112,9 +111,8 @@ class Cifar100(_Cifar):
     names = "meta"
     folders = ("cifar-100-python",)
     info = DatasetInfo(
-        name="cifar100",
+        **name_and_classes("cifar100"),
         source="CIFAR-100 (Krizhevsky, 2009), fine labels, complete",
-        **class_list("cifar100"),
         resolution=32,
         test_resize=32,
         factor=1,  # patches per side

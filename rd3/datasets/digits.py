@@ -9,7 +9,7 @@ import numpy as np
 from rd3 import __version__
 from rd3.datasets._base import Dataset, DatasetInfo, Roots
 from rd3.datasets._cache import content_hash
-from rd3.datasets._classes import class_list
+from rd3.datasets._classes import name_and_classes
 from rd3.datasets._memory import MemoryDataset
 from rd3.datasets._source import Copy, Source, register_dataset
 from rd3.datasets._splits import carve
@@ -43,9 +43,8 @@ class Digits(Source):
     """
 
     info = DatasetInfo(
-        name="digits",
+        **name_and_classes("digits"),
         source="scikit-learn's load_digits (UCI optical digits, 8x8 grey), upsampled bilinearly to 32x32; RD3's split",
-        **class_list("digits"),
         resolution=32,
         test_resize=32,
         factor=1,  # patches per side

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rd3.datasets._base import DatasetInfo
-from rd3.datasets._classes import class_list
+from rd3.datasets._classes import name_and_classes
 from rd3.datasets._folder import find_folder
 from rd3.datasets._records import Found
 from rd3.datasets._source import Counts, FileSource, register_dataset
@@ -33,9 +33,8 @@ class ImageNet1K(_ImageNetFamily):
 
     obtain = "get ILSVRC 2012 from image-net.org and unpack it into {folder}/train/<wnid> and {folder}/val/<wnid>"
     info = DatasetInfo(
-        name=WHOLE,
+        **name_and_classes(WHOLE),
         source="ImageNet-1K (ILSVRC 2012), complete; the validation split is the test split",
-        **class_list(WHOLE),
         resolution=224,
         test_resize=256,
         factor=2,  # patches per side
@@ -50,10 +49,9 @@ def _ten(name: str, title: str, train_count: int, test_count: int, train_per_cla
     """The info of a ten-class subset, with the counts of fast.ai's version 2; its pixels are those of ImageNet-1K."""
     return ImageNet1K.info.model_copy(
         update={
-            "name": name,
+            **name_and_classes(name),
             "source": f"{title} version 2 (fast.ai): ImageNet-1K images re-split, so that most test images were "
             "ImageNet-1K training images",
-            **class_list(name),
             "train_count": train_count,
             "test_count": test_count,
             "train_per_class": train_per_class,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rd3.datasets._base import DatasetInfo
-from rd3.datasets._classes import class_list
+from rd3.datasets._classes import name_and_classes
 from rd3.datasets._folder import FolderRecords, image_files
 from rd3.datasets._records import Found
 from rd3.datasets._source import FileSource, register_dataset
@@ -49,9 +49,8 @@ class TinyImageNet(FileSource):
     test_names = ("validation", "valid", "val")
     obtain = "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip into {folder}"
     info = DatasetInfo(
-        name="tinyimagenet",
+        **name_and_classes("tinyimagenet"),
         source="Tiny ImageNet (Stanford CS231N), complete; the validation split is the test split",
-        **class_list("tinyimagenet"),
         resolution=64,
         test_resize=64,
         factor=1,  # patches per side

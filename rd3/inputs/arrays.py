@@ -177,10 +177,7 @@ def _alike(images: list[torch.Tensor], what: str) -> list[torch.Tensor]:
     return images
 
 
-_PIXEL_TYPES = (
-    *("bool", "uint8", "int8", "int16", "int32", "int64"),
-    *("float16", "bfloat16", "float32", "float64"),
-)
+_PIXEL_TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 """Types of torch that pixels may have: not floats of 8 or 4 bits, whose values torch does not even compare."""
 
 

@@ -111,30 +111,15 @@ def _agreement(
     """
     from scipy.stats import binom
 
-    largest, count = soft.values.argmax(dim=1), len(labels)
-    agreeing = int((largest == labels).sum())
+    count, num_classes = len(labels), info.num_classes
+    agreeing = int((soft.values.argmax(dim=1) == labels).sum())
     fact = f"the largest of an image's soft labels is at its class for {agreeing} of {count} images"
-    _refuse_permuted(given.argmax(dim=1), labels, agreeing, fact, order, info)
-    if 2 * agreeing < count and float(binom.sf(agreeing - 1, count, 1 / info.num_classes)) > _LEVEL:
-        raise BadValue(
-            f"soft_labels do not belong to these images: {fact}, which is not significantly better than chance.",
-            "give their rows in the order of the images, and their columns in the dataset's class order",
-        )
-    return Note(f"soft labels: {fact}", doubtful=agreeing < _EXPECTED_AGREEMENT * count)
-
-
-def _refuse_permuted(
-    largest: torch.Tensor, labels: torch.Tensor, agreeing: int, fact: str, order: StatedOrder | None, info: ClassList
-) -> None:
-    """Raise if another one-to-one order of the columns agrees with the labels far better.
-
-    ``largest``: the column of each image's largest soft label; ``order``: that of the columns (None: the dataset's).
-    """
-    columns = best_permutation(labels, largest, info.num_classes).tolist()
+    largest = given.argmax(dim=1)
+    columns = best_permutation(labels, largest, num_classes).tolist()
     better = int((torch.tensor(columns)[labels] == largest).sum())
     # With one image of each class a perfect permutation always exists, so it proves nothing.
-    if better - agreeing >= _MIN_GAIN * len(labels) and len(labels) > info.num_classes:
-        meant = list(range(info.num_classes)) if order is None else order.bring(range(info.num_classes), info)
+    if better - agreeing >= _MIN_GAIN * count and count > num_classes:
+        meant = list(range(num_classes)) if order is None else order.bring(range(num_classes), info)
         owner = "dataset's" if order is None else "stated"
         first = next(label for label, column in enumerate(columns) if meant[column] != label)
         raise ClassOrderError(
@@ -142,3 +127,9 @@ def _refuse_permuted(
             f"{info.class_ids[first]} is column {columns[first]}, not {meant.index(first)}.",
             f"bring them to the {owner} class order: soft_labels[:, {[columns[label] for label in meant]}]",
         )
+    if 2 * agreeing < count and float(binom.sf(agreeing - 1, count, 1 / num_classes)) > _LEVEL:
+        raise BadValue(
+            f"soft_labels do not belong to these images: {fact}, which is not significantly better than chance.",
+            "give their rows in the order of the images, and their columns in the dataset's class order",
+        )
+    return Note(f"soft labels: {fact}", doubtful=agreeing < _EXPECTED_AGREEMENT * count)

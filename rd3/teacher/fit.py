@@ -11,7 +11,7 @@ from rd3.datasets import DatasetInfo
 from rd3.errors import BadValue, ClassOrderError
 from rd3.models import NETWORKS, network_info, state_shapes
 from rd3.teacher.class_order import suggest_fix
-from rd3.teacher.state_dicts import Checkpoint, without_counters
+from rd3.teacher.state_dicts import WeightsFile, without_counters
 
 _FAMILIES = {
     "embedder.embedder.convolution": "a ResNet of Hugging Face's transformers",
@@ -33,7 +33,7 @@ def check_fit(
     tensors: Mapping[str, torch.Tensor],
     expected: Mapping[str, torch.Tensor],
     head: str,
-    checkpoint: Checkpoint,
+    checkpoint: WeightsFile,
     network: str,
     info: DatasetInfo,
 ) -> None:
@@ -100,7 +100,7 @@ def _other_channels(name: str, got: tuple[int, ...], wanted: tuple[int, ...], so
     )
 
 
-def _network_that_fits(checkpoint: Checkpoint, network: str, info: DatasetInfo) -> str:
+def _network_that_fits(checkpoint: WeightsFile, network: str, info: DatasetInfo) -> str:
     """The fix for weights of another network that RD3 has, or of this one for other images; else empty."""
     for name in NETWORKS.names():
         if _fits(checkpoint, name, info, info.resolution):
@@ -114,7 +114,7 @@ def _network_that_fits(checkpoint: Checkpoint, network: str, info: DatasetInfo) 
     return ""
 
 
-def _fits(checkpoint: Checkpoint, network: str, info: DatasetInfo, side: int) -> bool:
+def _fits(checkpoint: WeightsFile, network: str, info: DatasetInfo, side: int) -> bool:
     """Whether names and shapes are those of the network at this resolution; the number of classes may differ."""
     if side not in network_info(network).resolutions:
         return False

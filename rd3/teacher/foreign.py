@@ -33,7 +33,7 @@ from rd3.teacher.plausibility import (
     found_order,
     sentence,
 )
-from rd3.teacher.state_dicts import COUNTER, Checkpoint, Weights
+from rd3.teacher.state_dicts import COUNTER, Weights, WeightsFile
 from rd3.teacher.steadiness import check_steady, observed
 from rd3.tensor_bytes import sha256_of
 
@@ -74,9 +74,9 @@ def import_weights(
 
     ``source`` is a safetensors file, a state dict saved by torch (``.pt``, ``.pth``), or ``torchvision:<name>`` for
     the first ImageNet-1K weights of torchvision (from its cache, else downloaded).  Keys are torchvision's, below any
-    wrappers and prefixes (:meth:`Checkpoint.weights`); ``entry`` names them where several networks fit.  Half precision
-    becomes fp32.  ``normalisation`` is that of the training: constants, or a text for
-    :func:`rd3.known_constants.constants` (the dataset's if None).  ``split`` is the part of the data used for it.
+    wrappers and prefixes; ``entry`` names them where several networks fit (:meth:`WeightsFile.weights`).
+    ``normalisation`` is that of the training: constants, or a text for :func:`rd3.known_constants.constants` (the
+    dataset's if None).  ``split`` is the part of the data used for it.  Half precision becomes fp32.
 
     The outputs must be the dataset's classes in order.  ``prune_to_classes`` keeps only the rows of a 1000-class
     ImageNet classifier's last layer that belong to them; ``class_order`` lists the class of each row, by id, name or
@@ -153,7 +153,7 @@ def _fitting(
     """The weights in the names and shapes of the network, and the rows of its last layer that were kept."""
     expected = built.network.state_dict()
     published = str(source).startswith(TORCHVISION)
-    checkpoint = Checkpoint(source, _torchvision(str(source))) if published else Checkpoint.open(Path(source))
+    checkpoint = WeightsFile(source, _torchvision(str(source))) if published else WeightsFile.open(Path(source))
     found = checkpoint.weights(expected, entry)
     head = f"{built.head_name}.weight"
     tensors = {name: _detached(name, value, source) for name, value in found.tensors.items()}

@@ -54,7 +54,7 @@ class _Tensor(NamedTuple):
         return self.prefix + self.name
 
 
-class Checkpoint:
+class WeightsFile:
     """The tensors of a file, in which the weights of a network are looked for."""
 
     def __init__(self, source: Path | str, found: Mapping[Any, Any] | list[Any] | tuple[Any, ...]):
@@ -72,7 +72,7 @@ class Checkpoint:
         ]
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Path) -> WeightsFile:
         """Read a safetensors file, or one by ``torch.save`` with plain tensors.
 
         Raises :class:`DataMissing` or :class:`DataCorrupt` for a file that cannot be read or holds no tensors, and

@@ -13,7 +13,7 @@ from rd3.known_constants import KNOWN
 from rd3.models import build_network
 from rd3.teacher.fit import check_fit
 from rd3.teacher.folded import folded
-from rd3.teacher.state_dicts import Checkpoint
+from rd3.teacher.state_dicts import WeightsFile
 from tests.rd3.conftest import OWN
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -67,7 +67,7 @@ def test_parts_predict_what_the_network_predicts_that_torch_puts_together(case, 
         {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, tmp_path / "c"
     )
     plain = Small()
-    found = Checkpoint.open(tmp_path / "c").weights(plain.state_dict())
+    found = WeightsFile.open(tmp_path / "c").weights(plain.state_dict())
     plain.load_state_dict(found.tensors)
     torch.testing.assert_close(plain.eval()(pixels), expected)
     assert said in " ".join(found.said)
@@ -110,7 +110,7 @@ def test_counters_of_thop_are_ignored_and_said(colours, tmp_path):
 
 def refused(tensors, network="resnet18_w16", classes=4, colours=None):
     expected = build_network(network, classes, 32, KNOWN["none"]).network.state_dict()
-    checkpoint = Checkpoint("w.pt", tensors)
+    checkpoint = WeightsFile("w.pt", tensors)
     found = checkpoint.weights(expected).tensors
     with pytest.raises(BadValue) as caught:
         check_fit(found, expected, "fc.weight", checkpoint, network, colours().info)
@@ -128,7 +128,7 @@ def test_further_tensors_are_named_and_the_fix_works(colours):
     assert "has all tensors of resnet18_w16 and 2 more: aux.weight, layer1.0.se.fc1.weight" in message
     assert fix.startswith("save it without these") and "rename" not in message
     expected = small_resnet().state_dict()
-    check_fit(state, expected, "fc.weight", Checkpoint("w.pt", state), "resnet18_w16", colours().info)
+    check_fit(state, expected, "fc.weight", WeightsFile("w.pt", state), "resnet18_w16", colours().info)
 
 
 def test_a_network_for_grey_images_and_its_fix(colours):
@@ -158,7 +158,7 @@ def test_the_resnets_of_timm_have_torchvisions_names():
     timm = pytest.importorskip("timm")
     expected = build_network("resnet18", 7, 224, KNOWN["imagenet"]).network.state_dict()
     state = timm.create_model("resnet18", num_classes=7).state_dict()
-    found = Checkpoint("pytorch_model.bin", state).weights(expected).tensors
+    found = WeightsFile("pytorch_model.bin", state).weights(expected).tensors
     assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
 
 
@@ -172,20 +172,20 @@ def test_the_resnets_of_timm_have_torchvisions_names():
 def test_checkpoints_in_several_files_are_one_sentence(name, what, tmp_path):
     (tmp_path / name).write_text('{"weight_map": {}}')
     with pytest.raises(BadValue, match=what):
-        Checkpoint.open(tmp_path / name)
+        WeightsFile.open(tmp_path / name)
 
 
 def test_one_part_of_one_is_the_whole(tmp_path):
     torch.save(Small().state_dict(), tmp_path / "pytorch_model-00001-of-00001.bin")
-    assert "fc.bias" in Checkpoint.open(tmp_path / "pytorch_model-00001-of-00001.bin").weights(["fc.bias"]).tensors
+    assert "fc.bias" in WeightsFile.open(tmp_path / "pytorch_model-00001-of-00001.bin").weights(["fc.bias"]).tensors
 
 
 def test_averages_without_names_are_said():
     network = Small()
     ema = {"decay": 0.999, "num_updates": 7, "shadow_params": list(network.parameters()), "collected_params": None}
     with pytest.raises(DataCorrupt, match=r"holds 4 tensors without names in ema\.shadow_params") as caught:
-        Checkpoint("w.pt", {"ema": ema, "epoch": 3}).weights(network.state_dict())
+        WeightsFile("w.pt", {"ema": ema, "epoch": 3}).weights(network.state_dict())
     assert "ema.copy_to(network.parameters())" in caught.value.fix
-    found = Checkpoint("w.pt", {"ema": ema, "model": network.state_dict()}).weights(network.state_dict())
+    found = WeightsFile("w.pt", {"ema": ema, "model": network.state_dict()}).weights(network.state_dict())
     assert found.tensors.keys() == network.state_dict().keys()
     assert found.said == ("The tensors in ema.shadow_params have no names and are not read.",)

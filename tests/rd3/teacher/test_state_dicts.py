@@ -26,7 +26,7 @@ from torch import nn
 
 from rd3.errors import BadValue, DataCorrupt
 from rd3.recipe import Normalisation
-from rd3.teacher.state_dicts import Checkpoint
+from rd3.teacher.state_dicts import WeightsFile
 
 
 class Small(nn.Module):
@@ -95,7 +95,7 @@ UNDERSTOOD = {
 
 
 def found(path: Path, entry: str | None = None):
-    return Checkpoint.open(path).weights(GOOD, entry)
+    return WeightsFile.open(path).weights(GOOD, entry)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
