@@ -104,15 +104,13 @@ def read_text(path: Path) -> str:
 
 
 def _text(start: bytes) -> str | None:
-    """The beginning of a file that is plain text; None for a binary file.
-
-    Most pairs of random bytes are a printable character of UTF-16, so UTF-16 counts as text only if it is mostly Latin.
-    """
+    """The beginning of a file that is plain text; None for a binary file."""
     codec = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     # The last character may have been cut, but not that of a file that was read whole.
     for end in range(len(start), len(start) - (4 if len(start) == _START else 1), -1):
         with contextlib.suppress(UnicodeDecodeError):
             found = start[:end].decode(codec)
+            # Most pairs of random bytes are a printable character of UTF-16, so that must be mostly Latin to be text.
             not_latin = codec == "utf-16" and 2 * sum(letter > "\u024f" for letter in found) >= len(found)
             printable = all(letter.isprintable() or letter.isspace() for letter in found)
             return found if printable and not not_latin else None

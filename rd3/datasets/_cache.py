@@ -33,10 +33,8 @@ def cache_file(home: Path, name: str, stamp: Sequence[str], suffix: str = ".safe
 
 
 def content_hash(arrays: Sequence[np.ndarray], lines: Sequence[str]) -> str:
-    """Hash (32 hexadecimal digits) of the bytes, types and shapes of arrays and of some lines.
-
-    A hash of the hashes of 16 MiB chunks, so that two cores can share the work.
-    """
+    """Hash (32 hexadecimal digits) of the bytes, types and shapes of arrays and of some lines."""
+    # A hash of the hashes of 16 MiB chunks, so that two cores can share the work.
     chunks = [memoryview(b"\n".join(line.encode() for line in lines))]
     for array in arrays:
         chunks.append(memoryview(f"{array.dtype.str}{array.shape}".encode()))

@@ -54,14 +54,12 @@ def _stat(entry: os.DirEntry[str]) -> os.stat_result:
 
 
 class FolderRecords(Records):
-    """Image files below one folder.
-
-    Names are kept as one array of bytes: 1.28 million strings would take 150 MiB in every process.
-    """
+    """Image files below one folder."""
 
     def __init__(self, root: Path, files: Iterable[File]):
         self.root = root
         table = list(files)
+        # Names are kept as one array of bytes: 1.28 million strings would take 150 MiB in every process.
         encoded = [os.fsencode(file.name) for file in table]
         self._names = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)

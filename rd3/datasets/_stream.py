@@ -92,15 +92,12 @@ Parts = Mapping[str, FolderRecords | UnpackedRecords]
 
 
 def _unpack(path: Path, parts: dict[str, Records], class_ids: Sequence[str]) -> None:
-    """Write the encoded images of Parquet files, which have no random access, one after the other into a file.
-
-    Written as a stream: first a header of fixed size, filled in at the end, when the sizes are known.
-    """
+    """Write the encoded images of Parquet files, which have no random access, into a safetensors file."""
     digest = hashlib.sha256("\n".join(class_ids).encode())
     arrays: dict[str, np.ndarray] = {}
     total = 0
     with replacing(path) as temporary, temporary.open("wb") as out:
-        out.write(b" " * HEADER_BYTES)
+        out.write(b" " * HEADER_BYTES)  # for the header, which is written when the sizes are known
         for part, records in parts.items():
             starts, sums = [total], []
             for encoded in records:

@@ -21,10 +21,8 @@ TEST_DIVISOR = 5
 
 
 def _upsampled(images: np.ndarray) -> np.ndarray:
-    """(N, 32, 32) uint8 of (N, 8, 8) values 0-16: bilinear with half-pixel centres, edges repeated.
-
-    In integer arithmetic, so that the pixels, and therefore the fingerprint, are the same on every machine.
-    """
+    """(N, 32, 32) uint8 of (N, 8, 8) values 0-16: bilinear with half-pixel centres, edges repeated."""
+    # In integer arithmetic, so that the pixels, and therefore the fingerprint, are the same on every machine.
     weights = np.zeros((32, 8), dtype=np.int64)
     for row in range(32):
         eighths = 2 * row - 3  # the centre of an output row, in eighths of an input row

@@ -86,10 +86,8 @@ class BetterConstants(NamedTuple):
     """The first layer's weight, if the network is better with blue before green and red."""
 
     def worth_reporting(self, stated: bool) -> bool:
-        """Whether to report it: where the user stated the constants, from a gain of five points on.
-
-        A network that has not converged may be a little better with others than its own.
-        """
+        """Whether to report it: where the user ``stated`` the constants, from a gain of five points on."""
+        # A network that has not converged may be a little better with others than its own.
         return not stated or self.top1_pct - self.given_pct >= NOTED_GAIN_PCT
 
     @property
