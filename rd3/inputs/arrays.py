@@ -198,8 +198,8 @@ def _channels_first(
             f"give them as they were before the conversion to {dtype}",
         )
     _refuse_latents(images, side)
-    last = images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4)
-    if last:
+    channels_last = images.ndim == 4 and shape[1:3] == (side, side) and shape[3] in (1, 2, 3, 4)
+    if channels_last:
         images = images.permute(0, 3, 1, 2)
         notes.append(Note("images: channels moved from the last axis to the second"))
     elif images.ndim == 4 and shape[:2] == (side, side) and shape[2] in (1, 3) and shape[3] != 3:
@@ -209,7 +209,7 @@ def _channels_first(
         fix = _reshape(shape, side, expression)
         raise BadValue(f"images have shape {shape}, {name} needs (N, 3, {side}, {side}).", fix)
     if images.shape[1] in (2, 4):
-        images = _without_alpha(images, expression, "..., " if last else ":, ")
+        images = _without_alpha(images, expression, "..., " if channels_last else ":, ")
         notes.append(Note("images: an alpha channel that is opaque everywhere is dropped"))
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
