@@ -43,7 +43,7 @@ class StatedOrder:
     def read(cls, value: Any, where: str) -> StatedOrder:
         """From any form that :func:`name_of_each_label` reads; raises :class:`ClassOrderError` for others."""
         names = name_of_each_label(value)
-        if len(set(names.values())) < max(1, len(names)):
+        if not names or len(set(names.values())) < len(names):
             raise ClassOrderError(f"{where} states a class order that cannot be read.", FIX)
         return cls(names, where)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from rd3.augment import to_unit
 from rd3.datasets import Dataset, DatasetInfo
@@ -104,7 +103,9 @@ def import_weights(
         check_steady(f"Network {network} with the weights of {source}", built, pixels, called)
     if class_order == FOUND:
         order = [int(row) for row in found_order(built, dataset, device)]
-        _keep_rows(built.head, order)
+        with torch.no_grad():
+            for parameter in built.head.parameters():
+                parameter.copy_(parameter[order])
     recipe = TeacherRecipe(
         data=Data(name=info.name, fingerprint=dataset.fingerprint, split=split),
         classes=info.classes,
@@ -185,13 +186,6 @@ def _rows_to_keep(
             f"name the class of each row, {len(head)} in all; rows of other classes have any other name, such as '-'",
         )
     return outputs_of(class_order, info)
-
-
-@torch.no_grad()
-def _keep_rows(head: nn.Linear, order: list[int]) -> None:
-    head.weight.copy_(head.weight[order].clone())
-    if head.bias is not None:
-        head.bias.copy_(head.bias[order].clone())
 
 
 def _detached(name: str, value: torch.Tensor, source: Path | str) -> torch.Tensor:
