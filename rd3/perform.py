@@ -303,24 +303,26 @@ def _measure(recipe: RobustnessRecipe, context: Context) -> Output:
 
 
 def _evaluate(_recipe: EvaluationRecipe, context: Context) -> Output:
-    [trained] = _train_together([context])
-    return _written(*trained)
+    [outcome] = _train_together([context])
+    return _written(context, outcome)
 
 
-def _train_together(contexts: Sequence[Context]) -> list[tuple[EvalResult | Exception, Path]]:
-    """Train the students of evaluations; the result of each, or what ended it, and the folder for its files."""
+def _train_together(contexts: Sequence[Context]) -> list[EvalResult | Exception]:
+    """Train the students of evaluations; the result of each, or what ended it."""
     from rd3.evaluation.posteval import train_pack
 
-    outs = [context.out for context in contexts]  # a folder that cannot be made is found before the training
-    evaluations = [_evaluation(context) for context in contexts]
+    # With its folder, so that one that cannot be made is found before the training.
+    evaluations = [_evaluation(context, context.out) for context in contexts]
     outcomes = train_pack(evaluations, contexts[0].dataset, device=contexts[0].device)
-    for evaluation in evaluations:
-        _discard_unwanted(evaluation)
-    return list(zip(outcomes, outs, strict=True))
+    for one in evaluations:
+        if one.cached_logits is not None and not one.cached_logits.wanted:
+            with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
+                one.cached_logits.folder.discard([Views.of(one.recipe).key])
+    return outcomes
 
 
-def _evaluation(context: Context) -> Evaluation:
-    """The input of an evaluation, with its set and teachers from the store."""
+def _evaluation(context: Context, out: Path | None = None) -> Evaluation:
+    """The input of an evaluation, with its set and teachers from the store; ``out``: where a student would be kept."""
     from rd3.evaluation.student import Evaluation
 
     part, recipe = context.part, context.part.recipe
@@ -333,18 +335,10 @@ def _evaluation(context: Context) -> Evaluation:
         teachers,
         part.progress,
         part.tested,
-        keep=context.out / STUDENT if part.keep_student else None,
+        keep=out / STUDENT if out is not None and part.keep_student else None,
         cached_logits=context.cached_logits,
         soft_labels=synthetic.soft_labels,
     )
-
-
-def _discard_unwanted(evaluation: Evaluation) -> None:
-    """Delete cached logits that no other evaluation waits for."""
-    cached_logits = evaluation.cached_logits
-    if cached_logits is not None and not cached_logits.wanted:
-        with contextlib.suppress(OSError):  # they count towards the budget, and are deleted when it is used up
-            cached_logits.folder.discard([Views.of(evaluation.recipe).key])
 
 
 @torch_defaults()
@@ -367,10 +361,10 @@ def export_labels(
     return write_labels(_evaluation(context), out, device=device, precision=precision)
 
 
-def _written(outcome: EvalResult | Exception, out: Path) -> Output:
+def _written(context: Context, outcome: EvalResult | Exception) -> Output:
     if isinstance(outcome, Exception):
         raise outcome
-    outcome.write(out)
+    outcome.write(context.out)
     return outcome.flat(), None
 
 
@@ -429,18 +423,15 @@ def perform_pack(
     dataset = _open_data(pack[0].recipe, roots)
     shared: dict[str, Any] = {"loaded": {}, "opened": {}}
     contexts = [Context(part, store, roots, dataset, device, **shared) for part in pack]
-    trained = zip(contexts, _train_together(contexts), strict=True)
-    return [_entry_or_error(context, *outcome, pack=len(pack)) for context, outcome in trained]
-
-
-def _entry_or_error(context: Context, outcome: EvalResult | Exception, out: Path, pack: int) -> Entry | Exception:
-    """The entry of an evaluation of a pack, or why it has none."""
-    try:
-        return _entry(context, _written(outcome, out), pack=pack)
-    except Exception as error:
-        if ends_the_process(error):
-            raise
-        return error
+    entries: list[Entry | Exception] = []
+    for context, outcome in zip(contexts, _train_together(contexts), strict=True):
+        try:
+            entries.append(_entry(context, _written(context, outcome), pack=len(pack)))
+        except Exception as error:
+            if ends_the_process(error):
+                raise
+            entries.append(error)
+    return entries
 
 
 def _entry(context: Context, output: Output, **provenance: Any) -> Entry:

@@ -1,14 +1,15 @@
 """Named random streams derived from one seed.
 
 ``generator(seed, "augment", 3)`` depends only on its arguments: streams with different names are independent, and a
-stream does not depend on earlier draws.  Names contain no slash.  Code in ``rd3`` touches torch's global
-generators only inside the context managers of this module, which restore them.
+stream does not depend on earlier draws.  Names contain no slash.  Code in ``rd3`` touches global generators (torch's,
+NumPy's, Python's) only inside the context managers of this module, which restore them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 
 from rd3.lazy import torch  # imported when first used
@@ -40,6 +41,21 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
+
+
+@contextlib.contextmanager
+def scoped_globals(seed: int) -> Iterator[None]:
+    """Inside ``with``, Python's and NumPy's global generators start from a seed; their states are restored afterwards."""
+    import numpy as np
+
+    before, arrays = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(arrays)
 
 
 class ForkedRNG:

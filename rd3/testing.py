@@ -37,7 +37,7 @@ from rd3.recipe import (
     TeacherTraining,
     TrainingDynamicsRecipe,
 )
-from rd3.seeding import derive, generator, scoped
+from rd3.seeding import derive, generator, scoped, scoped_globals
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import Manifest, SetOnDisk, SyntheticSet
 from rd3.values import digest
@@ -382,18 +382,12 @@ def _repeatable(trial: _Trial) -> str | None:
 
 def _generators(trial: _Trial) -> str | None:
     """The global random generators are not used."""
-    outside = np.random.get_state(), random.getstate()
     # Unlike the states that earlier checks have left, no method seeds its way back to these.
-    with scoped(generator(0, "global generators")):
-        np.random.seed(derive(0, "global generators") % 2**32)
-        random.seed(derive(0, "global generators"))
+    name = "global generators"
+    with scoped(generator(0, name)), scoped_globals(derive(0, name) % 2**32):
         before = _global_states()
-        try:
-            trial.make("generators", only_blocks=[0])
-            same = _global_states() == before
-        finally:
-            np.random.set_state(outside[0])
-            random.setstate(outside[1])
+        trial.make("generators", only_blocks=[0])
+        same = _global_states() == before
     return None if same else "torch's, NumPy's or Python's global generator was drawn from or seeded"
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
-
 from pydantic import Field
 
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
 from rd3.lazy import torch
+from rd3.seeding import scoped_globals
 from rd3.values import Frozen
 
 MEAN = (124, 116, 104)
@@ -53,24 +50,6 @@ class TimmRandAugment(Augmentation):
         (seeds,) = draws
         changed = []
         for image, seed in zip((images * 255).round().clamp(0, 255).to(torch.uint8), seeds.tolist(), strict=True):
-            with _seeded(seed):
+            with scoped_globals(seed):
                 changed.append(pil_to_tensor(change(to_pil_image(image.cpu()))))
         return torch.stack(changed).to(images.device).float().div_(255)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside ``with``, Python's and NumPy's global generators, from which timm draws, start from a seed.
-
-    Their states are restored afterwards.
-    """
-    import numpy as np
-
-    before, arrays = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-        np.random.set_state(arrays)

@@ -72,11 +72,15 @@ def views(
 def _drawn(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> Iterator[_Drawn]:
     order, augment = generator(seed, "order"), generator(seed, "augment")
     for epoch in range(1, protocol.epochs + 1):
-        split = torch.randperm(count, generator=order).split(protocol.batch_size)
-        batches = [rows for rows in split if len(rows) > 1]
+        batches = _epoch_rows(count, protocol.batch_size, order)
         for number, rows in enumerate(batches, 1):
             draws = [step.draw(len(rows), side, augment) for step in steps]
             yield _Drawn(epoch, rows, draws, number == len(batches))
+
+
+def _epoch_rows(count: int, batch_size: int, order: torch.Generator) -> list[torch.Tensor]:
+    """(B,) int64 indices into the set for each batch of the next epoch; a last batch of a single image is dropped."""
+    return [rows for rows in torch.randperm(count, generator=order).split(batch_size) if len(rows) > 1]
 
 
 _MOST_STATES = 2**14
@@ -84,14 +88,14 @@ _MOST_STATES = 2**14
 several batches, and repeats the draws from there up to the wanted batch."""
 
 
-class _PoolEpoch(NamedTuple):
-    """One of the ``label_epochs`` epochs whose batches are drawn again."""
+class _PoolBatch(NamedTuple):
+    """A batch of the first ``label_epochs`` epochs, whose draws can be repeated."""
 
-    batches: list[torch.Tensor]
-    """(B,) int64 rows of each batch."""
-    states: list[torch.Tensor]
-    """States of the augmentation stream before the draws of every ``every``-th batch, from the first on."""
-    every: int
+    rows: torch.Tensor
+    """(B,) int64 indices into the set."""
+    state: torch.Tensor
+    """State of the augmentation stream before the draws of ``skipped`` full batches and then of this one."""
+    skipped: int
 
 
 def _reused(
@@ -104,45 +108,32 @@ def _reused(
     """
     augment, pick = generator(seed, "augment"), generator(seed, "label reuse")
     pool = _pool(count, side, protocol, steps, seed)
-    full = [(source, index) for source in pool for index, rows in enumerate(source.batches)
-            if len(rows) == protocol.batch_size]  # fmt: skip
+    full = [batch for batches in pool for batch in batches if len(batch.rows) == protocol.batch_size]
     for epoch in range(1, protocol.epochs + 1):
         if protocol.label_reuse == "epochs":
-            whole = pool[int(torch.randint(len(pool), (), generator=pick))]
-            batches = [(whole, index) for index in range(len(whole.batches))]
+            batches = pool[int(torch.randint(len(pool), (), generator=pick))]
         else:
             picked = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
             batches = [full[number] for number in picked.tolist()]
-        before: tuple[_PoolEpoch, int] | None = None
-        for number, (source, index) in enumerate(batches, 1):
-            if before != (source, index - 1):  # after that batch, the stream is where this one begins
-                _rewind(augment, source, index, side, steps)
-            before = source, index
-            rows = source.batches[index]
-            draws = [step.draw(len(rows), side, augment) for step in steps]
-            yield _Drawn(epoch, rows, draws, number == len(batches))
+        for number, batch in enumerate(batches, 1):
+            augment.set_state(batch.state)
+            for size in (*[protocol.batch_size] * batch.skipped, len(batch.rows)):
+                draws = [step.draw(size, side, augment) for step in steps]
+            yield _Drawn(epoch, batch.rows, draws, number == len(batches))
 
 
-def _rewind(augment: torch.Generator, source: _PoolEpoch, index: int, side: int, steps: Sequence[Augmentation]) -> None:
-    """Set the stream to the state before the draws of batch ``index`` (from 0) of an epoch."""
-    augment.set_state(source.states[index // source.every])
-    for rows in source.batches[index - index % source.every : index]:
-        for step in steps:
-            step.draw(len(rows), side, augment)
-
-
-def _pool(count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int) -> list[_PoolEpoch]:
-    """The batches of the first ``label_epochs`` epochs; keeps states, since draws may be as large as images."""
+def _pool(
+    count: int, side: int, protocol: EvalProtocol, steps: Sequence[Augmentation], seed: int
+) -> list[list[_PoolBatch]]:
+    """The batches of each of the first ``label_epochs`` epochs; not their draws, which may be as large as images."""
     order, augment = generator(seed, "order"), generator(seed, "augment")
     epochs = protocol.label_epochs or 0
     every = -(-epochs * -(-count // protocol.batch_size) // _MOST_STATES)
-    pool = [_PoolEpoch([], [], every) for _epoch in range(epochs)]
-    for source in pool:
-        split = torch.randperm(count, generator=order).split(protocol.batch_size)
-        for index, rows in enumerate(rows for rows in split if len(rows) > 1):
-            source.batches.append(rows)
-            if index % every == 0:
-                source.states.append(augment.get_state())
+    pool: list[list[_PoolBatch]] = [[] for _epoch in range(epochs)]
+    for batches in pool:
+        for index, rows in enumerate(_epoch_rows(count, protocol.batch_size, order)):
+            state = batches[-1].state if index % every else augment.get_state()
+            batches.append(_PoolBatch(rows, state, index % every))
             for step in steps:
                 step.draw(len(rows), side, augment)
     return pool
