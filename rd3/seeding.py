@@ -45,7 +45,7 @@ def scoped(stream: torch.Generator) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scoped_globals(seed: int) -> Iterator[None]:
-    """Inside ``with``, Python's and NumPy's global generators start from a seed; their states are restored afterwards."""
+    """Inside ``with``, Python's and NumPy's global generators start from a seed; they are restored afterwards."""
     import numpy as np
 
     before, arrays = random.getstate(), np.random.get_state()

@@ -90,22 +90,19 @@ class LogitsStream:
         self._layout: list[_Logits] = []
         self._reader: BinaryIO | None = None
         self._writer: BinaryIO | None = None
-        self._open()
-
-    @property
-    def reading(self) -> bool:
-        """Whether the next logits are read."""
-        return self._reader is not None
-
-    def _open(self) -> None:
         try:
-            self._reader = self._cached.folder.open(self._name)
+            self._reader = cached.folder.open(self._name)
             if self._reader is not None:
                 self._layout = self._read_header(self._reader)
         except _Damaged as reason:
             self._discard(str(reason))
         except OSError as error:
             self._warn(f"cannot be read ({error.strerror})")
+
+    @property
+    def reading(self) -> bool:
+        """Whether the next logits are read."""
+        return self._reader is not None
 
     def logits(self, rows: int, compute: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         """(``rows``, C) logits of each teacher on the next chunk, in the type in which ``compute`` returns them."""
@@ -164,7 +161,11 @@ class LogitsStream:
             if self._next == 0 and self._cached.wanted:
                 self._begin(logits)
             if self._writer is not None:
-                self._append(self._writer, logits)
+                chunk = b"".join(map(value_bytes, logits))
+                self._writer.write(chunk + _seal(self._next, chunk))
+                if self._next + 1 == self._chunks:
+                    self._cached.folder.complete(self._name, self._writer)
+                    self._writer = None
         except OSError as error:
             self._warn(f"cannot be written ({error.strerror})")
             self.close()
@@ -175,13 +176,6 @@ class LogitsStream:
             self._writer = self._cached.folder.begin(self._name, self._file_bytes(layout))
         if self._writer is not None:
             self._writer.write(_header(layout, self._rows))
-
-    def _append(self, writer: BinaryIO, logits: Sequence[torch.Tensor]) -> None:
-        chunk = b"".join(map(value_bytes, logits))
-        writer.write(chunk + _seal(self._next, chunk))
-        if self._next + 1 == self._chunks:
-            self._cached.folder.complete(self._name, writer)
-            self._writer = None
 
     def _discard(self, reason: str) -> None:
         """Stop reading, and delete the file."""

@@ -25,7 +25,7 @@ from rd3.evaluation.student import Evaluation, Progress, StudentTraining
 from rd3.evaluation.teaching import LabelledViews, OwnLabels, frozen
 from rd3.evaluation.views import Batch
 from rd3.inputs.checked import check_images_and_labels
-from rd3.inputs.notes import Note, Say, warn_of_doubts
+from rd3.inputs.notes import Note, warn_of_doubts
 from rd3.inputs.pixels import stated_space
 from rd3.known_constants import Constants
 from rd3.protocol import resolve_protocol
@@ -106,11 +106,15 @@ class _Group:
                 one.cached_logits.read = kept.read
 
     def advance(self) -> bool:
-        """Queue one step of every student; False when all are finished.
+        """Finish the last step of every student and queue the next; False when all have ended.
 
         On CUDA the steps of all groups run concurrently, as none waits for the others before its next step.
         """
-        self._finish_step()
+        for student in self._students.values():
+            student.join()
+        self._queued = []  # may be freed now
+        if self._last:
+            self._for_each(lambda _number, student: student.end_epoch())
         batch = next(self._batches, None) if self._students else None
         if batch is None:
             self._for_each(lambda number, student: self._outcomes.update({number: student.result()}))
@@ -120,15 +124,6 @@ class _Group:
         for student, own in zip(self._students.values(), self._queued, strict=True):
             student.step(own)
         return True
-
-    def _finish_step(self) -> None:
-        """Wait for the steps of the last turn, release their batches and end epochs that are complete."""
-        for student in self._students.values():
-            student.join()
-        self._queued = []
-        if self._last:
-            self._last = False
-            self._for_each(lambda _number, student: student.end_epoch())
 
     def _for_each(self, act: Callable[[int, StudentTraining], None]) -> None:
         """Call ``act`` with every student and its ``id``; a student with an error leaves, with it as the outcome."""
@@ -208,7 +203,7 @@ def evaluate(
     override the preset, such as ``epochs=40``.
 
     A full protocol takes minutes to hours: ``progress`` is called at least once per epoch with the finished fraction
-    (0-1) and a note with epoch, loss and the remaining time; by default nothing is shown.
+    (0-1) and a note with the epoch and the remaining time; by default nothing is shown.
 
     The teacher is a network that returns logits (B, C).  ``normalisation`` are the constants that its input was
     normalised with in its training: a name such as ``"imagenet"``, ``"MEAN/STD"``, a pair (mean, std), or ``"none"``
@@ -225,6 +220,11 @@ def evaluate(
         result = evaluate(images, labels, data, teacher, student="resnet18", progress=progress)
         print(result.top1_pct)
     """
+
+    def say(note: Note) -> None:  # before training begins; doubts also as Python's warnings
+        progress(0.0, note.text)
+        warn_of_doubts(note)
+
     _check_names(student=student, teacher_network=teacher_network, protocol=protocol)
     if isinstance(student_seed, bool) or not isinstance(student_seed, numbers.Integral) or student_seed < 0:
         raise BadValue(f"student_seed is {student_seed!r}, expected an integer of at least 0.", "call it once per seed")
@@ -247,10 +247,10 @@ def evaluate(
         message = f"soft_labels {regime!r} are those of a teacher, and none was given."
         raise BadValue(message, "pass a teacher, or soft labels of the images")
     images, labels, own = check_images_and_labels(
-        images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=_say_to(progress)
+        images, labels, info, space, soft_labels=given, soft_label_kind=soft_label_kind, say=say
     )
     for note in _class_notes(labels, info):
-        _say_to(progress)(note)
+        say(note)
     implied = {"labels": "hard"} if teacher is None and regime != "own" else {}
     stated = {} if regime is None else {"soft_labels": regime}
     resolved = resolve_protocol(
@@ -266,7 +266,7 @@ def evaluate(
     )
     teachers = []
     if teacher is not None and resolved.labels == "hard":
-        _say_to(progress)(Note("the teacher is not used: the protocol's labels are hard", doubtful=True))
+        say(Note("the teacher is not used: the protocol's labels are hard", doubtful=True))
     elif teacher is not None:
         teachers = [
             own_teacher(
@@ -314,16 +314,6 @@ def _check_names(**given: object) -> None:
         if not isinstance(value, str):
             fix = "register it (docs/tutorials) and give its name"
             raise BadValue(f"{name} is of type {type(value).__name__}, expected a name.", fix)
-
-
-def _say_to(progress: Progress) -> Say:
-    """Notes on the input go to the progress before training begins, doubts also to Python's warnings."""
-
-    def say(note: Note) -> None:
-        progress(0.0, note.text)
-        warn_of_doubts(note)
-
-    return say
 
 
 def _digest(*tensors: torch.Tensor) -> str:

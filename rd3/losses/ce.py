@@ -10,8 +10,6 @@ from rd3.values import Frozen
 
 
 class CESettings(Frozen):
-    """Settings of ``ce``."""
-
     hard_mix: Literal["weighted", "base"] = "weighted"
     """Targets of mixed images: ``weighted`` uses both labels in proportion to their share of the image, ``base`` only
     the base image's label (not stated in the paper)."""

@@ -10,8 +10,6 @@ from rd3.values import Frozen
 
 
 class KLSettings(Frozen):
-    """Settings of ``kl``."""
-
     temperature: float = Field(default=20.0, gt=0)
     """Softmax temperature of teacher and student (not stated in the paper)."""
     scale_t2: bool = False

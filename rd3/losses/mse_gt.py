@@ -10,8 +10,6 @@ from rd3.values import Frozen
 
 
 class MSEGTSettings(Frozen):
-    """Settings of ``mse_gt``."""
-
     gamma: float = Field(default=0.025, ge=0)
     """Weight of the cross-entropy with hard labels relative to the squared error."""
 
