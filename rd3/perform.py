@@ -417,8 +417,7 @@ def perform_pack(
     """Run several evaluations of one dataset together, each with the same result as :func:`perform`.
 
     The exception that ended an evaluation (:class:`Diverged`, one of its ``tested``, or one of writing its files) is
-    returned in place of its entry; errors that affect all, such as out of memory, are raised.  Entries record the
-    size of the pack.
+    returned in place of its entry; errors that affect all, such as out of memory, are raised.  Entries record ``pack``.
     """
     dataset = _open_data(pack[0].recipe, roots)
     shared: dict[str, Any] = {"loaded": {}, "opened": {}}

@@ -28,7 +28,7 @@ from rd3.errors import BadValue, DataCorrupt, UnknownName, Unsupported
 from rd3.foreign_files import read_text
 from rd3.losses import LOSSES, Loss
 from rd3.preset_rules import Case, Condition, Rule
-from rd3.registry import did_you_mean
+from rd3.registry import Registry, did_you_mean
 from rd3.upgrade import RENAMED
 from rd3.values import Frozen, canonical, first_mistake, mistakes_in_field, neutral, without_neutral
 from rd3.yaml_numbers import load_with_numbers
@@ -486,7 +486,8 @@ def resolve_protocol(
         raise BadValue(f"{where} sets no {unset[0]} for this student, dataset and IPC.", "add it to `all`")
     batch_size = values["batch_size"]
     values["batch_size"] = min(batch_size, set_size) if isinstance(batch_size, int) else batch_size  # refused below
-    values["loss"] = _resolved_loss(values["loss"], where)
+    loss = _settings(LOSSES, values["loss"], where)
+    values["loss"] = Component(name=values["loss"].name, settings=without_neutral(loss))
     steps = (_resolved_step(step, factor, where) for step in values["augmentation"])
     values["augmentation"] = [step for step in steps if step is not None]
     text = json.dumps(values, default=Component.model_dump)
@@ -594,6 +595,7 @@ def _with_changes(values: dict[str, Any], changes: Mapping[str, Any], where: str
         )
     values = values | fields
     for name in [name for name in changes if name not in fields]:
+        _check_name(name)
         step, _dot, setting = name.rpartition(".")
         which = "augmentation" if step else "loss"
         values[which] = (_with_step if step else _with_setting)(values.get(which, ()), name, {setting: changes[name]})
@@ -608,7 +610,6 @@ def _check_name(name: str) -> None:
 
 
 def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Component:
-    _check_name(name)
     if name in UnresolvedValues.model_fields:
         raise BadValue(f"A preset does not set {name!r}, which depends on the set.", "set it in the grid")
     if name not in LOSSES.get(loss.name).Settings.model_fields:
@@ -619,7 +620,6 @@ def _with_setting(loss: Component, name: str, setting: dict[str, Any]) -> Compon
 
 
 def _with_step(steps: tuple[Component, ...], name: str, setting: dict[str, Any]) -> tuple[Component, ...]:
-    _check_name(name)
     step = name.rpartition(".")[0]
     if step not in [each.name for each in steps]:
         raise BadValue(f"The augmentation has no {step!r}, whose {name!r} is set.", f"list {step} in `augmentation`")
@@ -628,26 +628,21 @@ def _with_step(steps: tuple[Component, ...], name: str, setting: dict[str, Any])
     )
 
 
-def _resolved_loss(loss: Component, where: str) -> Component:
-    settings = _settings(LOSSES.get(loss.name).Settings, loss, f"Loss {loss.name!r}", where)
-    return Component(name=loss.name, settings=without_neutral(settings))
-
-
 def _resolved_step(step: Component, factor: int, where: str) -> Component | None:
     """With nothing open; None where it has no effect."""
-    kind = AUGMENTATIONS.get(step.name)
-    given = _settings(kind.Settings, step, f"Augmentation {step.name!r}", where, f"{step.name}.")
-    settings = kind.resolve(given, factor)
+    given = _settings(AUGMENTATIONS, step, where, f"{step.name}.")
+    settings = AUGMENTATIONS.get(step.name).resolve(given, factor)
     return None if settings is None else Component(name=step.name, settings=without_neutral(settings))
 
 
-def _settings(kind: type[Frozen], given: Component, owner: str, where: str, prefix: str = "") -> Frozen:
-    """Strict: neither "100" nor true is a number."""
+def _settings(registry: Registry[Any], given: Component, where: str, prefix: str = "") -> Frozen:
+    """The settings of a loss or augmentation, read strictly: neither "100" nor true is a number."""
+    model: type[Frozen] = registry.get(given.name).Settings
     for name in given.settings:
-        if name not in kind.model_fields:
-            raise UnknownName(f"{owner} has no setting {name!r}.", did_you_mean(name, list(kind.model_fields)))
-    text = json.dumps(given.settings)
-    return _validated(lambda: kind.model_validate_json(text, strict=True), where, prefix)
+        if name not in model.model_fields:
+            what = f"{registry.kind.capitalize()} {given.name!r} has no setting {name!r}."
+            raise UnknownName(what, did_you_mean(name, list(model.model_fields)))
+    return _validated(lambda: model.model_validate_json(json.dumps(given.settings), strict=True), where, prefix)
 
 
 def mistakes_in(name: str, value: Any) -> list[str]:

@@ -61,8 +61,7 @@ def how_to_renew(thing: object) -> str:
 class Registry(Generic[T]):
     """Objects of one kind by name, found in ``package`` and in the entry-point group of the same name.
 
-    ``unsupported``: names that publications have and RD3 cannot have, each with the reason; a plugin may still register
-    one of them.
+    ``unsupported``: published things that RD3 cannot have, with the reason; a plugin may still register one of them.
     """
 
     def __init__(self, kind: str, package: str, unsupported: Mapping[str, str] | None = None):

@@ -156,8 +156,7 @@ def trial_set(
 ) -> Manifest | None:
     """Generate the set of the last of ``recipes`` in ``folder``, and its parents once in ``tmp``.
 
-    ``teachers`` are those of the last recipe, on ``device``; an initial set uses the first of them.  Backbones are
-    untrained.
+    ``teachers`` are those of the last recipe, on ``device``; an initial set uses the first of them.
     """
     from rd3 import layer_statistics
     from rd3.teacher import dynamics as recordings

@@ -124,10 +124,7 @@ def _budget(text: str) -> int:
 
 
 def read_recipes(places: Sequence[Path]) -> list[Recipe]:
-    """Recipes of files and folders (sorted by file name, without hidden ones), in this order, each once.
-
-    Raises :class:`RD3Error`.
-    """
+    """Recipes of files and folders (sorted by file name, without hidden ones), in this order, each once."""
     found: dict[Key, Recipe] = {}
     for place in places:
         paths = sorted(place.glob("[!.]*.json")) if place.is_dir() else [place]

@@ -1,7 +1,6 @@
 """The scheduler of a campaign, which is one call of ``python -m rd3.run`` on folders of recipes.
 
-It hands out recipes to workers, several evaluations at once if they can be trained together (a pack), handles the
-workers' events and keeps the time limit.
+It hands out recipes to workers, evaluations that can be trained together as packs, and keeps the time limit.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from rd3.campaign.estimates import Estimates
 from rd3.campaign.queue import OPEN, Queue
 from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.running import Running
-from rd3.campaign.view import View, named
+from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
 from rd3.duration import duration
 from rd3.errors import BadValue
@@ -130,10 +129,12 @@ class Scheduler:
         self.view.ended(recipe, event, self.status())
 
     def status(self) -> str:
-        """``3/57 done, 2 failed, 4 min 10 s left``."""
-        waiting = self.queue.named(("waiting", "again"))
+        """``3/57 done, 2 failed, about 4 min 10 s left``."""
+        waiting, counts = self.queue.named(("waiting", "again")), column_counts(self.queue)
+        bad = "".join(f", {counts[name]} {name}" for name in ("failed", "blocked") if counts[name])
         left_s = self.estimates.left_s(waiting, self.running, self.clock(), self.view.workers)
-        return self.view.status(self.queue, left_s)
+        left = f", about {duration(left_s)} left" if left_s else ""
+        return f"{counts['there'] + counts['done']}/{len(self.queue.recipes)} done{bad}{left}"
 
     def abandon_running(self) -> None:
         """Mark all running recipes as unfinished."""

@@ -65,14 +65,6 @@ class View:
             what = f"{event.status}: {event.reason}"
         self.line(f"{named(recipe)}: {what} | {status}")
 
-    def status(self, queue: Queue, left_s: float) -> str:
-        """Progress of a queue, e.g. ``3/57 done, 2 failed, about 4 min 10 s left``."""
-        counts = column_counts(queue)
-        there = counts["there"] + counts["done"]
-        bad = ", ".join(f"{counts[name]} {name}" for name in ("failed", "blocked") if counts[name])
-        left = f", about {duration(left_s)} left" if left_s else ""
-        return f"{there}/{len(queue.recipes)} done{', ' + bad if bad else ''}{left}"
-
     def summary(self, queue: Queue) -> None:
         """Print a table with one row per kind, if there are several recipes, and the reasons of blocked recipes."""
         if len(queue.recipes) > 1:

@@ -263,10 +263,7 @@ class StudentTraining:
 
 
 class ParameterAverage:
-    """Exponential moving average of a network's parameters, from the first ones on; buffers are not averaged.
-
-    Source: shaoshitong/EDC, ``EMAMODEL``.
-    """
+    """Exponential moving average of a network's parameters, not of its buffers (shaoshitong/EDC, ``EMAMODEL``)."""
 
     def __init__(self, network: nn.Module, decay: float):
         self._live, self._decay = [parameter.detach() for parameter in network.parameters()], decay
@@ -290,10 +287,9 @@ class ParameterAverage:
 
 
 def make_optimizer(student: nn.Module, protocol: EvalProtocol) -> torch.optim.Optimizer:
-    """The protocol's SGD or AdamW over all parameters.
+    """The protocol's SGD or AdamW.
 
-    Weight decay applies to ``weight`` tensors of two or more dimensions (LINs-lab/RDED), or to all parameters if
-    ``weight_decay_on`` is ``all``.
+    ``weight_decay_on`` ``matrices``: of ``weight`` tensors of two or more dimensions (LINs-lab/RDED).
     """
     decayed: list[nn.Parameter] = []
     not_decayed: list[nn.Parameter] = []

@@ -30,13 +30,9 @@ FLOOR = 1e-12
 
 
 def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) -> nn.Module:
-    """A frozen copy of a teacher for inference.
-
-    ``mode`` is the protocol's ``teacher_mode``: for ``eval`` batch norms are folded into convolutions, for ``batch``
-    they use the statistics of the batch.
-    """
+    """A frozen copy of a teacher for inference; ``mode`` is the protocol's ``teacher_mode``."""
     if mode == "eval":
-        own = folded(teacher).to(device)
+        own = folded(teacher).to(device)  # batch norms are part of the convolutions before them
     else:
         own = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         for module in own.modules():

@@ -59,8 +59,7 @@ def views(
 
     ``images``: (N, 3, H, W) uint8 or float in [0, 1]; ``labels``: (N,) int64.  Pixels are computed on the device of
     ``images``, one chunk at a time.  Order and augmentation have separate random streams, so batches do not depend on
-    ``ahead``.  A last batch of a single image is dropped.  With ``label_epochs`` the views of the first epochs are
-    reused, drawn from them by a third stream.
+    ``ahead``.  With ``label_epochs`` the views of the first epochs are reused, drawn from them by a third stream.
     """
     steps = transforms(protocol.augmentation)
     draw = _drawn if protocol.label_epochs is None else _reused
