@@ -132,7 +132,7 @@ def pad_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> tor
 
 def pad_crop_places(batch: int, padding: int, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Top and left of each crop in the padded image, (batch,) int64 each."""
-    top, left = torch.randint(2 * padding + 1, (2, batch, 1), generator=stream)[:, :, 0]
+    top, left = torch.randint(2 * padding + 1, (2, batch), generator=stream)
     return top, left
 
 

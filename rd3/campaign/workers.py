@@ -17,6 +17,7 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from rd3.campaign.runner import Ended, Event, Runner
+from rd3.device import configure_torch
 from rd3.evaluation.sharing import LogitsCache
 from rd3.recipe import Key, Recipe, to_json
 
@@ -44,7 +45,7 @@ class WorkerPool:
         """Whether a worker is idle or another one may be started."""
         return len(self._workers) < self.count or any(not worker.keys for worker in self._workers)
 
-    def submit(self, recipes: Sequence[Recipe], cached_logits: Mapping[Key, LogitsCache] | None = None) -> None:
+    def submit(self, recipes: Sequence[Recipe], cached_logits: Mapping[Key, LogitsCache]) -> None:
         """Send recipes to an idle worker; ``cached_logits``: how evaluations handle cached teacher logits, by key."""
         worker = next((worker for worker in self._workers if not worker.keys), None) or self._start()
         worker.keys = [recipe.key for recipe in recipes]
@@ -120,7 +121,7 @@ def _exit_reason(exitcode: int | None) -> str:
 def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
-    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache] | None]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache]]] = queue.SimpleQueue()
     stop = threading.Event()
 
     def listen() -> None:
@@ -135,7 +136,7 @@ def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
                 tasks.put(task)
 
     threading.Thread(target=listen, daemon=True).start()
-    runner.prepare()
+    configure_torch(runner.threads)
     going_on = True
     while going_on:
         documents, cached_logits = tasks.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, LABELS, ROWS = "manifest.json", "labels", "rows"
-
-
-class _Part(NamedTuple):
-    """The labels of one epoch, or of all images."""
-
-    name: str
-    labels: dict[str, torch.Tensor]
-    """(N, ...) by the suffix of their file."""
-    rows: torch.Tensor
-    """(N,) indices into the set."""
 
 
 def write_labels(
@@ -64,9 +54,9 @@ def write_labels(
             (folder / name).mkdir()
         files: dict[str, list[int]] = {}
         with repeatable_kernels():
-            for part in _parts(evaluation, own, device, precision):
-                tensors = {f"{LABELS}/{part.name}.{suffix}": tensor for suffix, tensor in part.labels.items()}
-                for name, tensor in {**tensors, f"{ROWS}/{part.name}.rows": part.rows.int()}.items():
+            for part, labels, rows in _labelled(evaluation, own, device, precision):
+                tensors = {f"{LABELS}/{part}.{suffix}": tensor for suffix, tensor in labels.items()}
+                for name, tensor in {**tensors, f"{ROWS}/{part}.rows": rows.int()}.items():
                     (folder / name).write_bytes(value_bytes(tensor))
                     files[name] = list(tensor.shape)
         total = sum(path.stat().st_size for path in (folder / LABELS).iterdir())
@@ -86,12 +76,12 @@ def write_labels(
     return total
 
 
-def _parts(
+def _labelled(
     evaluation: Evaluation, own: SoftLabels | None, device: torch.device, precision: Precision | None
-) -> Iterator[_Part]:
-    """The labels of the images, which the set may come with (``own``), or of the labelled epochs one by one."""
+) -> Iterator[tuple[str, dict[str, torch.Tensor], torch.Tensor]]:
+    """Name, labels by the suffix of their file, and rows: of all images (``own``: the set's), or of each epoch."""
     if own is not None:
-        yield _Part("images", {own.kind: own.values}, torch.arange(len(own.values)))
+        yield "images", {own.kind: own.values}, torch.arange(len(own.values))
         return
     recipe = evaluation.recipe
     protocol = recipe.protocol
@@ -103,7 +93,7 @@ def _parts(
     source = LabelledViews(images, evaluation.labels.to(device), teachers, recipe, ran)
     if source.once is not None:
         labels = stored(combine_logits(source.once.logits, protocol), protocol)
-        yield _part("images", [labels], [torch.arange(len(images))])
+        yield "images", _joined([labels]), torch.arange(len(images))
         return
     kept: list[StoredLabels] = []
     rows: list[torch.Tensor] = []
@@ -112,13 +102,13 @@ def _parts(
             kept.append(stored(combine_logits(logits, protocol), protocol))
             rows.append(batch.rows)
         if batch.last:
-            yield _part(f"epoch_{batch.epoch:04d}", kept, rows)
+            yield f"epoch_{batch.epoch:04d}", _joined(kept), torch.cat(rows)
             kept, rows = [], []
 
 
-def _part(name: str, labels: list[StoredLabels], rows: list[torch.Tensor]) -> _Part:
-    """The labels of several batches as one part."""
+def _joined(labels: list[StoredLabels]) -> dict[str, torch.Tensor]:
+    """The labels of several batches, by the suffix of their file."""
     tensors = {"logits": torch.cat([each.values for each in labels])}
     if classes := [each.classes for each in labels if each.classes is not None]:
         tensors["classes"] = torch.cat(classes)
-    return _Part(name, tensors, torch.cat(rows))
+    return tensors

@@ -17,7 +17,7 @@ from rd3.evaluation.student import Progress
 from rd3.known_constants import KNOWN, Constants, option, spelled, stated_constants
 from rd3.models import NormalisedNetwork
 from rd3.seeding import ForkedRNG
-from rd3.teacher.artifact import Predictions, predict, verification_list
+from rd3.teacher.artifact import predict, verification_list
 from rd3.teacher.plausibility import (
     BetterConstants,
     better_constants,
@@ -25,7 +25,6 @@ from rd3.teacher.plausibility import (
     check_finite,
     check_not_permuted,
     check_outputs,
-    sentence,
 )
 from rd3.teacher.steadiness import check_steady, observed
 
@@ -80,14 +79,19 @@ def own_teacher(
     check_outputs(NAME, tested)
     exchanged = check_not_permuted(NAME, tested, on_pixels, dataset, device, _ORDER_FIX)
     better = better_constants(network, given, dataset, device)
-    _judge(tested, better, dataset, stated=normalisation is not None, allow_chance=allow_chance)
+    fix = f"{_adapted(better)} if it was trained so" if better else _CHANCE_FIX
+    if better and normalisation is None:
+        expected = "pixels in the order BGR" if better.bgr_layer else "normalised pixels"
+        raise BadValue(
+            f"{NAME} seems to expect {expected}: {better.accuracies}.",
+            f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
+        )
+    if not allow_chance:
+        check_above_chance(NAME, tested, dataset, better, fix)
     if exchanged:
         warnings.warn(exchanged, stacklevel=_CALLER)
-    if better and better.worth_reporting(normalisation is not None):
-        warnings.warn(
-            sentence(f"{NAME} may need another input: {better.accuracies}; {_adapted(better)} if it was trained so"),
-            stacklevel=_CALLER,
-        )
+    if better and better.worth_reporting(stated=True):
+        warnings.warn(f"{NAME} may need another input: {better.accuracies}; {fix}.", stacklevel=_CALLER)
     fed_with = "pixels in [0, 1]" if given == _UNIT else f"pixels normalised with {spelled(given)}"
     progress(0.0, f"teacher: {tested.top1_pct:.1f} % of {len(tested.labels)} validation images, on {fed_with}")
     return on_pixels
@@ -117,21 +121,6 @@ def _adapted(better: BetterConstants) -> str:
         return constants
     weight = f"teacher.get_parameter({better.bgr_layer!r})"
     return f"reverse its input channels, {weight}.data = {weight}.data.flip(1), and {constants}"
-
-
-def _judge(
-    tested: Predictions, better: BetterConstants | None, dataset: Dataset, *, stated: bool, allow_chance: bool
-) -> None:
-    """Raise for chance, and for constants that were not stated and are better than none."""
-    fix = f"{_adapted(better)} if it was trained so" if better else _CHANCE_FIX
-    if better and not stated:
-        expected = "pixels in the order BGR" if better.bgr_layer else "normalised pixels"
-        raise BadValue(
-            f"{NAME} seems to expect {expected}: {better.accuracies}.",
-            f"{fix}, or normalisation='none' if it accepts pixels in [0, 1]",
-        )
-    if not allow_chance:
-        check_above_chance(NAME, tested, dataset, better, fix)
 
 
 def _copied(teacher: Any) -> nn.Module:

@@ -85,12 +85,25 @@ class _Group:
         first = evaluations[0]
         precision = resolve_precision(device, first.recipe.protocol.precision)
         images, labels = first.images.to(device), first.labels.to(device)
-        teachers = _Teachers(first, precision, images[:2], dataset, copies)
+        mode = first.recipe.protocol.teacher_mode
+
+        def frozen_copy(teacher: nn.Module) -> nn.Module:
+            """Made when it is first used, which cached logits may spare."""
+            key = id(teacher), mode, precision
+            if key not in copies:
+                copies[key] = frozen(teacher, mode, precision, device)
+                with torch.no_grad():
+                    check_class_count(copies[key](to_unit(images[:2])), dataset)
+            return copies[key]
+
         own = first.soft_labels if first.recipe.protocol.own_labels else None
         once = None if own is None else OwnLabels(own, device)
-        self._views = LabelledViews(images, labels, teachers, first.recipe, precision, once, first.cached_logits)
+        self._views = LabelledViews(
+            images, labels, first.teachers, first.recipe, precision, once, first.cached_logits, frozen_copy
+        )
         if self._views.cached_logits is None or not self._views.cached_logits.reading:
-            list(teachers)  # freeze them all before the clocks of the students start
+            for teacher in first.teachers:
+                frozen_copy(teacher)  # before the clocks of the students start
         self._batches = iter(self._views)
         self._students = {id(one): StudentTraining(one, dataset, device, precision) for one in evaluations}
         self._queued: list[Batch] = []
@@ -135,34 +148,6 @@ class _Group:
                     raise
                 self._outcomes[number] = error
                 del self._students[number]
-
-
-class _Teachers(Sequence[nn.Module]):
-    """Frozen copies of an evaluation's teachers, prepared when they are first used, which cached logits may spare."""
-
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        precision: str,
-        sample: torch.Tensor,
-        dataset: Dataset,
-        copies: dict[Any, nn.Module],
-    ):
-        """``sample``: some images on the device; ``copies``: of all groups, to which these are added."""
-        self._teachers, self._mode = evaluation.teachers, evaluation.recipe.protocol.teacher_mode
-        self._precision, self._sample, self._dataset, self._copies = precision, sample, dataset, copies
-
-    def __len__(self) -> int:
-        return len(self._teachers)
-
-    def __getitem__(self, index: Any) -> Any:
-        teacher = self._teachers[index]
-        key = (id(teacher), self._mode, self._precision)
-        if key not in self._copies:
-            self._copies[key] = frozen(teacher, self._mode, self._precision, self._sample.device)
-            with torch.no_grad():
-                check_class_count(self._copies[key](to_unit(self._sample)), self._dataset)
-        return self._copies[key]
 
 
 @torch_defaults()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ FLOOR = 1e-12
 def frozen(teacher: nn.Module, mode: str, precision: str, device: torch.device) -> nn.Module:
     """A frozen copy of a teacher for inference; ``mode`` is the protocol's ``teacher_mode``."""
     if mode == "eval":
-        own = folded(teacher).to(device)  # batch norms are part of the convolutions before them
+        own = folded(teacher).to(device)  # with batch norms folded into convolutions
     else:
         own = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         for module in own.modules():
@@ -56,13 +56,14 @@ class LabelledViews:
         precision: str,
         once: OnceLabels | None = None,
         cached: CachedLogits | None = None,
+        frozen_copy: Callable[[nn.Module], nn.Module] = lambda teacher: teacher,
     ):
-        """``recipe`` is any of those sharing the views; ``teachers`` are frozen, when first read at the latest.
+        """``recipe`` is any of those sharing the views; ``frozen_copy`` makes a teacher, when asked, what labels them.
 
-        They are on the device of ``images``.  ``once``: the set's own labels, which need no teacher.  ``cached``:
-        cached logits of the teachers; call :meth:`close` after use.
+        That is on the device of ``images``.  ``once``: the set's own labels, which need no teacher.  ``cached``: cached
+        logits of the teachers; call :meth:`close` after use.
         """
-        self._teachers, self._precision = teachers, precision
+        self._teachers, self._frozen_copy, self._precision = teachers, frozen_copy, precision
         self.cached_logits: LogitsStream | None = None
         protocol, device = recipe.protocol, images.device
         wanted = AHEAD.get(device.type, AHEAD_ELSEWHERE)
@@ -92,7 +93,7 @@ class LabelledViews:
         """(N, C) float32 logits of each teacher."""
 
         def computed() -> list[torch.Tensor]:
-            teachers = list(self._teachers)  # may freeze them, which has to happen outside of these contexts
+            teachers = [self._frozen_copy(teacher) for teacher in self._teachers]  # outside of these contexts
             with torch.inference_mode(), autocast(pixels.device, self._precision):
                 return [teacher(pixels) for teacher in teachers]
 

@@ -81,10 +81,8 @@ def _defocus_blur(x: np.ndarray, c: tuple[float, float], _stream: torch.Generato
 def _zoom_blur(x: np.ndarray, c: tuple[float, float], _stream: torch.Generator) -> np.ndarray:
     """Mean of the image and of enlarged ones; ``c``: end of the range of factors, exclusive, and its step."""
     factors = np.arange(1, *c)
-    total = x.copy()
-    for factor in factors:
-        total += _zoomed(x, float(factor))
-    return total / (len(factors) + 1)
+    enlarged = (_zoomed(x, float(factor)) for factor in factors)
+    return np.asarray(sum(enlarged, start=x) / (len(factors) + 1))
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
