@@ -111,16 +111,7 @@ def resized_crop(images: torch.Tensor, size: int, min_area: float, stream: torch
 
 def horizontal_flip(images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
     """Flip each image horizontally with probability 0.5."""
-    return flip_where(images, random_mask(len(images), stream, 0.5).to(images.device))
-
-
-def random_mask(batch: int, stream: torch.Generator, probability: float) -> torch.Tensor:
-    """(batch,) bool, each True with this probability."""
-    return torch.rand(batch, generator=stream) < probability
-
-
-def flip_where(images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Flip the images horizontally for which ``mirrored``, (B,) bool, is True."""
+    mirrored = (torch.rand(len(images), generator=stream) < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 

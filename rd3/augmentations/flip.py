@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rd3.augment import flip_where, random_mask
 from rd3.augmentations._base import Augmentation, Draws, register_augmentation
 from rd3.lazy import torch
 from rd3.values import Frozen
@@ -22,7 +21,8 @@ class Flip(Augmentation):
 
     def draw(self, batch: int, side: int, stream: torch.Generator) -> Draws:
         """Whether each image is mirrored, (B,) bool."""
-        return (random_mask(batch, stream, self.settings.probability),)
+        return (torch.rand(batch, generator=stream) < self.settings.probability,)
 
     def apply(self, images: torch.Tensor, *draws: torch.Tensor) -> torch.Tensor:
-        return flip_where(images, *draws)
+        (mirrored,) = draws
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)

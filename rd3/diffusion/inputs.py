@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rd3.augment import horizontal_flip, random_mask, to_unit
+from rd3.augment import horizontal_flip, to_unit
 from rd3.diffusion.codec import Autoencoder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LatentInputs:
         there = positions.to(self._moments.device)
         moments = self._moments[there]
         if self._mirrored is not None:
-            mirrored = random_mask(len(positions), stream, 0.5).to(there.device)
+            mirrored = (torch.rand(len(positions), generator=stream) < 0.5).to(there.device)
             moments = torch.where(mirrored[:, None, None, None], self._mirrored[there], moments)
         posterior = DiagonalGaussianDistribution(moments)
         noise = torch.randn(posterior.mean.shape, generator=stream).to(there.device)

@@ -130,7 +130,10 @@ def _check_form(file: pq.ParquetFile, path: Path) -> None:
         raise DataCorrupt(f"{path} {excess}.", _REMEDY)
     # Reads all pages and discards them; raises for a damaged footer, for which reading a column aborts the process.
     file.scan_contents()
-    if not all(_as_packed(group) for group in groups) or any(group.num_rows != _GROUP for group in groups[:-1]):
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    # With dictionaries, a small file could unpack to any size.
+    has_dictionaries = any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
+    if has_dictionaries or any(group.num_rows != _GROUP for group in groups[:-1]):
         raise DataCorrupt(f"{path} does not have the layout of `rd3 export-results --study`.", _REMEDY)
 
 
@@ -152,12 +155,6 @@ def require_readable(packed: bytes, path: Path) -> None:
     excess = _excess(pq.read_metadata(io.BytesIO(packed)))
     if excess:
         raise StoreError(f"{path} {excess}.", "export fewer results into one study")
-
-
-def _as_packed(group: pq.RowGroupMetaData) -> bool:
-    """Whether the columns have no dictionaries, with which a small file could unpack to any size."""
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return not any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
 
 
 def _entry(row: dict[str, Any], where: str) -> Entry:
