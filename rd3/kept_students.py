@@ -35,10 +35,9 @@ def adds_student(entry: Entry, recorded: Entry) -> bool:
 
 
 def with_student(recorded: Entry, again: Entry, recorded_folder: Path, folder: Path) -> Entry:
-    """The recorded entry with the student of ``again``, the same evaluation with its student, sealed.
+    """The recorded entry with the student of ``again``, sealed; their files are in the two folders.
 
-    Their files are in the two folders.  Raises :class:`OtherResult` if the results differ: weights are kept only with
-    the result that was measured with them.
+    Raises :class:`OtherResult` if the results differ: weights are kept only with the result that they gave.
     """
     difference = differing_figure(recorded.result, again.result)
     if not difference and _by_class(recorded_folder) not in (None, _by_class(folder)):

@@ -1,8 +1,7 @@
 """One lazy registry for methods, datasets, networks, losses and augmentations.
 
 A registry has a package whose modules register themselves on import, and an entry-point group for other packages.
-Nothing is imported before the first look-up.  A module or plugin that fails to import does not affect the others;
-looking up its name raises with the reason.
+Nothing is imported before the first look-up; a module that fails to import affects only look-ups of its own name.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
 
 
 def _reason(error: BaseException, file_name: str) -> str:
-    """The reason for a failed import: the line of that file, if known, and the exception."""
+    """Why an import failed: the line of that file, if known, and the exception."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).name == file_name]
     at = f"line {lines[-1]}: " if lines else ""

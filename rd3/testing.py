@@ -59,8 +59,7 @@ _TRIAL_SIZES: dict[str, dict[str, Any]] = {
 }
 """By family, sizes of the diffusion backbones that methods are tried with; untrained, like their teachers."""
 _TRIAL_TRAINING = TeacherTraining(epochs=2, batch_size=64, lr=0.02, momentum=0.9, weight_decay=0.0, crop="none")
-"""Training of the teachers that methods are tried with: only where the training itself is recorded, as the teachers
-are untrained."""
+"""Training of the trial teachers, which are untrained; it runs only where a method uses training dynamics."""
 _MAX_DIFFERENT = 0.01
 """Fraction of pixels that may differ if blocks are generated together."""
 
@@ -177,7 +176,10 @@ def trial_set(
             dynamics.append(recordings.load(place, parent.key))
         elif isinstance(parent, DerivedRecipe):
             if not place.is_dir():
-                _derive(parent, trial_backbone(backbones[parent.backbone], dataset).to(device), dataset, place)
+                place.mkdir(parents=True)
+                derivation, settings = derivation_of(parent)
+                backbone = trial_backbone(backbones[parent.backbone], dataset).to(device)
+                derivation.derive(parent, settings, backbone, dataset, place, lambda fraction, note: None)
             derived.append(place)
         elif isinstance(parent, SetRecipe):
             initial = [by_key.get(key, teachers[0]) for key in parent.teachers]
@@ -201,12 +203,6 @@ def trial_backbone(recipe: BackboneRecipe, dataset: Dataset) -> Backbone:
             for parameter in network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=stream), alpha=0.02)
     return backbone.frozen()
-
-
-def _derive(recipe: DerivedRecipe, backbone: Backbone, dataset: Dataset, out: Path) -> None:
-    derivation, settings = derivation_of(recipe)
-    out.mkdir(parents=True)
-    derivation.derive(recipe, settings, backbone, dataset, out, lambda fraction, note: None)
 
 
 def trial_teacher(dataset: Dataset, number: int = 0) -> NormalisedNetwork:

@@ -2,8 +2,8 @@
 
 ``<home>/logits/<views>-<rest>.logits`` are complete files: the beginning of the digest of all that decides the
 augmented images and their teachers, and a digest of all else that decides bits.  Those being written end in ``.part``
-and are locked by their writer, so that one that crashed leaves a file without a lock, which is never read.  The lock of
-the folder is held for moments only: while a file is begun, completed or deleted.
+and are locked by their writer, so that one that crashed leaves a file without a lock, which is never read.  The folder
+is locked while a file is begun or ended.
 """
 
 from __future__ import annotations

@@ -183,9 +183,8 @@ def evaluate(
     ``teacher`` gives soft labels; without one the student is trained on the set's own ``soft_labels``, or on the hard
     labels.  ``soft_labels``: (N, C) floats in the order of the images, with columns in the order of the classes (a
     name, such as ``"once"``, is the protocol field, which says when the teacher labels); ``soft_label_kind``:
-    ``"logits"`` or ``"probabilities"``, where the values do not show it.  ``teacher_network`` is its
-    architecture; protocols may depend on whether the student has the same one.  ``fields`` are protocol fields that
-    override the preset, such as ``epochs=40``.
+    ``"logits"`` or ``"probabilities"``, where the values do not show it.  ``teacher_network`` is the teacher's
+    architecture; protocols may depend on whether the student has it too.  ``fields`` override the preset (``lr=0.01``).
 
     A full protocol takes minutes to hours: ``progress`` is called at least once per epoch with the finished fraction
     (0-1) and a note with the epoch and the remaining time; by default nothing is shown.

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,11 +211,12 @@ class StudentTraining:
         steps = sum(len(each.counts) for each in self._unread)
         if epoch in self._test_epochs or self._stream is None or steps >= READ_EVERY:
             self._read()
-        self._watch.trained(epoch)
+        self._watch.advance("training", epoch, 4 * len(self._evaluation.images))
         if epoch in self._test_epochs:
             tester = Tester(self.network, self.dataset, self.device, self.precision, self.recipe.protocol.test_resize)
+            advance = partial(self._watch.advance, "testing", epoch)
             with self._as_tested():
-                self._tests[epoch] = tester.correct_per_class(self.recipe.tested_on, self._watch)
+                self._tests[epoch] = tester.correct_per_class(self.recipe.tested_on, advance)
             if self._evaluation.tested is not None and epoch in self.recipe.protocol.test_epochs:
                 self._evaluation.tested(epoch, self._top1_pct(epoch))
         if epoch < self.recipe.protocol.epochs:
@@ -318,14 +320,17 @@ class Tester:
     resize: int = 0
     """Side in pixels to which images are resized before a centre crop to their own; 0 leaves them as they are."""
 
-    def correct_per_class(self, split: Split, watch: _ProgressTracker) -> torch.Tensor:
-        """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode."""
+    def correct_per_class(self, split: Split, tested: Callable[[int], None]) -> torch.Tensor:
+        """(C,) int64 on the CPU: correct predictions per class over the whole split, in eval mode.
+
+        ``tested`` is called with the number of images of each batch.
+        """
         labels = torch.tensor(self.dataset.labels(split))
         predictions = []
         self.network.eval()
         for logits in self.logits(split):
             predictions.append(logits.argmax(dim=1))
-            watch.tested(len(logits))
+            tested(len(logits))
         correct = labels[torch.cat(predictions).cpu() == labels]
         return torch.bincount(correct, minlength=self.dataset.info.num_classes)
 
@@ -360,20 +365,12 @@ class _ProgressTracker:
     """
 
     def __init__(self, evaluation: Evaluation, test_images: int):
-        self.epochs, self.images = evaluation.recipe.protocol.epochs, len(evaluation.images)
-        self.progress, self.work = evaluation.progress, 4 * self.epochs * self.images + test_images
-        self.done = self.epoch = 0
-        self.start = time.perf_counter()
+        self.epochs, self.progress = evaluation.recipe.protocol.epochs, evaluation.progress
+        self.work = 4 * self.epochs * len(evaluation.images) + test_images
+        self.done, self.start = 0, time.perf_counter()
 
-    def trained(self, epoch: int) -> None:
-        self.epoch = epoch
-        self._advance(4 * self.images, "training")
-
-    def tested(self, images: int) -> None:
-        self._advance(images, "testing")
-
-    def _advance(self, work: int, doing: str) -> None:
+    def advance(self, doing: str, epoch: int, work: int) -> None:
         self.done += work
         fraction = self.done / self.work
         left_s = (time.perf_counter() - self.start) * (1 - fraction) / fraction
-        self.progress(fraction, f"{doing}, epoch {self.epoch}/{self.epochs}, {duration(left_s)} left")
+        self.progress(fraction, f"{doing}, epoch {epoch}/{self.epochs}, {duration(left_s)} left")
