@@ -58,10 +58,10 @@ class LabelledViews:
         cached: CachedLogits | None = None,
         frozen_copy: Callable[[nn.Module], nn.Module] = lambda teacher: teacher,
     ):
-        """``recipe`` is any of those sharing the views; ``frozen_copy`` makes a teacher, when asked, what labels them.
+        """``recipe`` is any of those sharing the views; ``once``: the set's own labels, which need no teacher.
 
-        That is on the device of ``images``.  ``once``: the set's own labels, which need no teacher.  ``cached``: cached
-        logits of the teachers; call :meth:`close` after use.
+        ``cached``: cached logits of the teachers; call :meth:`close` after use.  ``frozen_copy`` returns the network
+        that labels for a teacher, on the device of ``images``; by default the teachers do, and are frozen already.
         """
         self._teachers, self._frozen_copy, self._precision = teachers, frozen_copy, precision
         self.cached_logits: LogitsStream | None = None
@@ -93,7 +93,7 @@ class LabelledViews:
         """(N, C) float32 logits of each teacher."""
 
         def computed() -> list[torch.Tensor]:
-            teachers = [self._frozen_copy(teacher) for teacher in self._teachers]  # outside of these contexts
+            teachers = [self._frozen_copy(teacher) for teacher in self._teachers]  # outside of the contexts
             with torch.inference_mode(), autocast(pixels.device, self._precision):
                 return [teacher(pixels) for teacher in teachers]
 
