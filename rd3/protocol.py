@@ -188,7 +188,7 @@ _STORAGE = ("label_dtype", "label_top_k", "label_epochs")
 """Fields that describe stored labels."""
 _MULTISTEP, _WARMUP = "schedule 'multistep'", "warmup_epochs"
 _NEEDED = {"drop_at": _MULTISTEP, "drop_factor": _MULTISTEP, "warmup_start": _WARMUP}
-"""Fields of the learning rate to what they have no effect without."""
+"""What each of these fields of the learning rate needs to have an effect."""
 
 
 def _label_contradictions(protocol: EvalProtocol, needs_logits: bool) -> list[str]:

@@ -113,10 +113,10 @@ class _Group:
     def close(self) -> None:
         """Close cached logits, and record in each evaluation whether some were read."""
         self._views.close()
-        kept = self._evaluations[0].cached_logits
+        used = self._evaluations[0].cached_logits
         for one in self._evaluations:
-            if one.cached_logits is not None and kept is not None:
-                one.cached_logits.read = kept.read
+            if one.cached_logits is not None and used is not None:
+                one.cached_logits.read = used.read
 
     def advance(self) -> bool:
         """Finish the last step of every student and queue the next; False when all have ended.
