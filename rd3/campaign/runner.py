@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rd3.campaign.running import RESTARTING
 from rd3.datasets import Roots
+from rd3.device import configure_torch
 from rd3.errors import RD3Error, ends_the_process, why
 from rd3.evaluation.sharing import LogitsCache
 from rd3.kept_students import add_student
@@ -75,6 +76,10 @@ class Runner:
     kept: frozenset[Key] = frozenset()
     """Keys of evaluations that keep the weights of their student."""
 
+    def prepare(self) -> None:
+        """Load and configure torch; called once per process, before the first recipe."""
+        configure_torch(self.threads)
+
     def run(
         self,
         documents: Sequence[str],
@@ -84,7 +89,7 @@ class Runner:
     ) -> bool:
         """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more.
 
-        ``cached_logits``: how evaluations handle cached logits of their teachers, by key.  Torch is configured.
+        ``cached_logits``: how evaluations handle cached logits of their teachers, by key.
         """
         recipes = [from_json(document) for document in documents]
         evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]

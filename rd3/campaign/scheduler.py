@@ -16,7 +16,6 @@ from rd3.campaign.runner import Ended, Event, Progressed, Runner
 from rd3.campaign.running import Running
 from rd3.campaign.view import View, column_counts, named
 from rd3.campaign.workers import WorkerPool
-from rd3.device import configure_torch
 from rd3.duration import duration
 from rd3.errors import BadValue
 from rd3.evaluation.packing import PACK_SIZE, Packing
@@ -174,7 +173,7 @@ def run_in_process(scheduler: Scheduler, runner: Runner) -> None:
         device_failed |= isinstance(event, Ended) and event.broken and event.status == "failed"
         scheduler.handle(event, again=len(handed) > 1 and not device_failed)
 
-    configure_torch(runner.threads)
+    runner.prepare()
     while handed := scheduler.next():
         runner.run([to_json(recipe) for recipe in handed], hear, scheduler.must_stop, scheduler.cached_logits(handed))
         scheduler.abandon_running()  # what a broken recipe kept from starting

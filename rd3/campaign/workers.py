@@ -17,7 +17,6 @@ from multiprocessing import connection
 from typing import TYPE_CHECKING
 
 from rd3.campaign.runner import Ended, Event, Runner
-from rd3.device import configure_torch
 from rd3.evaluation.sharing import LogitsCache
 from rd3.recipe import Key, Recipe, to_json
 
@@ -136,7 +135,7 @@ def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
                 tasks.put(task)
 
     threading.Thread(target=listen, daemon=True).start()
-    configure_torch(runner.threads)
+    runner.prepare()
     going_on = True
     while going_on:
         documents, cached_logits = tasks.get()
