@@ -85,12 +85,13 @@ class Runner:
         documents: Sequence[str],
         report: Report,
         should_stop: Callable[[], bool],
-        cached_logits: Mapping[Key, LogitsCache],
+        cached_logits: Mapping[Key, LogitsCache] | None = None,
     ) -> bool:
         """Run recipes (as JSON), evaluations together and others in order; False if the process must not run more.
 
         ``cached_logits``: how evaluations handle cached logits of their teachers, by key.
         """
+        cached_logits = cached_logits or {}
         recipes = [from_json(document) for document in documents]
         evaluations = [recipe for recipe in recipes if isinstance(recipe, EvaluationRecipe)]
         if len(evaluations) > 1 and not should_stop():

@@ -44,7 +44,7 @@ class WorkerPool:
         """Whether a worker is idle or another one may be started."""
         return len(self._workers) < self.count or any(not worker.keys for worker in self._workers)
 
-    def submit(self, recipes: Sequence[Recipe], cached_logits: Mapping[Key, LogitsCache]) -> None:
+    def submit(self, recipes: Sequence[Recipe], cached_logits: Mapping[Key, LogitsCache] | None = None) -> None:
         """Send recipes to an idle worker; ``cached_logits``: how evaluations handle cached teacher logits, by key."""
         worker = next((worker for worker in self._workers if not worker.keys), None) or self._start()
         worker.keys = [recipe.key for recipe in recipes]
@@ -120,7 +120,7 @@ def _exit_reason(exitcode: int | None) -> str:
 def _worker_main(pipe: connection.Connection, runner: Runner) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole process group; the parent handles them
         signal.signal(number, signal.SIG_IGN)
-    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache]]] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[list[str], Mapping[Key, LogitsCache] | None]] = queue.SimpleQueue()
     stop = threading.Event()
 
     def listen() -> None:

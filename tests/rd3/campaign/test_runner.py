@@ -27,7 +27,7 @@ def test_device_memory_is_released_after_a_failure_too(tmp_path: Path, monkeypat
     monkeypatch.setattr(perform, "perform", fails)
     monkeypatch.setattr(Runner, "_release_memory", lambda _runner: released.append(sys.exception()))
     runner = Runner(tmp_path / "store", Roots(None, tmp_path), tmp_path / "out")
-    assert runner.run([to_json(a_set(0))], ended.append, lambda: False, {})
+    assert runner.run([to_json(a_set(0))], ended.append, lambda: False)
     assert [one.status for one in ended] == ["failed"]
     assert released == [None], "once, when the error holds no tensors any more"
 
@@ -41,7 +41,7 @@ def test_a_training_that_restarts_is_a_line(tmp_path: Path, monkeypatch: pytest.
     events: list[Ended | Progressed] = []
     monkeypatch.setattr(perform, "perform", restarts)
     runner = Runner(tmp_path / "store", Roots(None, tmp_path), tmp_path / "out")
-    runner.run([to_json(a_set(0))], events.append, lambda: False, {})
+    runner.run([to_json(a_set(0))], events.append, lambda: False)
     notes = [event.note for event in events if isinstance(event, Progressed)]
     assert notes == ["epoch 1", "restarting: checkpoint.safetensors is damaged"], "the last within the interval"
     out = io.StringIO()

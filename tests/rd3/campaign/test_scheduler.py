@@ -203,7 +203,7 @@ def test_workers_leave_when_their_campaign_is_killed(tmp_path):
         "from rd3.campaign.workers import WorkerPool\n"
         "if __name__ == '__main__':\n"
         "    pool = WorkerPool(1, StandIn(Path(sys.argv[1]), {a_set().key: 'waits'}))\n"
-        "    pool.submit([a_set()], {})\n"
+        "    pool.submit([a_set()])\n"
         "    while True:\n"
         "        list(pool.events(1.0))\n"
     )
