@@ -49,8 +49,7 @@ def std(values: Sequence[float]) -> float | None:
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean by Student's t; raises :class:`BadValue` for fewer than two values."""
     _at_least(values, 2)
-    centre, error = _mean_and_error(values)
-    return _interval(centre, error, len(values) - 1, 0.95)
+    return _interval(*_mean_and_error(values), len(values) - 1, 0.95)
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> PairedDifference:

@@ -79,10 +79,6 @@ class Machine:
         self.stopped = False
 
     @property
-    def left_s(self) -> float:
-        return self.begun + self.seconds - time.monotonic()
-
-    @property
     def environment(self) -> dict[str, str]:
         home = os.environ.get("HOME", "")
         return {
@@ -269,12 +265,14 @@ def _benchmarks(machine: Machine) -> None:
 
 def _campaign(machine: Machine, collector: Collector) -> int:
     """Run the recipes, and collect results every few seconds; returns the campaign's exit code, 4 without time."""
-    minutes = (machine.left_s - RESERVE_S if machine.left_s > 4 * RESERVE_S else 0.75 * machine.left_s) / 60
-    last = [0.0]
+    left_s = machine.begun + machine.seconds - time.monotonic()
+    minutes = (left_s - RESERVE_S if left_s > 4 * RESERVE_S else 0.75 * left_s) / 60
+    collected_at = 0.0
 
     def collect() -> None:
-        if time.monotonic() - last[0] >= COLLECT_EVERY_S:
-            last[0] = time.monotonic()
+        nonlocal collected_at
+        if time.monotonic() - collected_at >= COLLECT_EVERY_S:
+            collected_at = time.monotonic()
             try:
                 _note_failures(machine)
                 collector.collect()
@@ -289,7 +287,7 @@ def _campaign(machine: Machine, collector: Collector) -> int:
         words += ["--device", machine.chosen.device, "--workers", machine.chosen.workers]
         words += ["--threads", machine.chosen.threads, "--minutes", f"{minutes:.3f}"]
         code = machine.step("campaign", words, 60 * minutes + PATIENCE_S / 2, collect)
-    last[0] = 0.0
+    collected_at = 0.0
     collect()
     for name, reason in collector.left_out.items():
         machine.log.write(f"left here: {name}: {reason}")

@@ -25,8 +25,7 @@ COLUMNS = (
 _SEEDS = "over shared seeds; p-values are of two-sided paired t-tests, after Holm's correction for all rows"
 _CLAIM = (
     "The claim holds if every row does and all its evaluations are finished, does not hold if any row does not, and "
-    "otherwise cannot be decided here. "
-    "Students of one set say nothing about other sets of a method."
+    "otherwise cannot be decided here. Students of one set say nothing about other sets of a method."
 )
 RULES: Mapping[Test, str] = {
     "better": (
@@ -42,10 +41,9 @@ RULES: Mapping[Test, str] = {
     ),
     "evaluation": (
         "The change of a method's accuracy by another setting, and its difference from the first method, are "
-        f"{_SEEDS}; "
-        "p is the larger one of the tests of their sum and of their difference, which have the same sign if the change "
-        "is the larger one. A row holds if the change is significantly larger, does not hold if it is significantly "
-        f"smaller, and otherwise cannot be decided. {_CLAIM}"
+        f"{_SEEDS}; p is the larger one of the tests of their sum and of their difference, which have the same sign if "
+        "the change is the larger one. A row holds if the change is significantly larger, does not hold if it is "
+        f"significantly smaller, and otherwise cannot be decided. {_CLAIM}"
     ),
 }
 

@@ -351,6 +351,10 @@ def _panels(titles: Sequence[str], width: float, height: float, *, least: float,
     return figure, grid[: len(titles)]
 
 
+MOST_PANELS = 12
+"""Panels that a chart of :func:`panels_chart` should have at most."""
+
+
 def panels_chart(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, x: str, y: str, name: str = "panels"
 ) -> bytes:

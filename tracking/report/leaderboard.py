@@ -40,9 +40,7 @@ class Standing:
     reduced: str
     """Values below the published ones, as ``run/published``."""
     source: str
-    """Name of the grid, or the paper's table."""
-    grid: str = ""
-    """Name of the grid whose report shows its origin; empty for a reported number."""
+    """Name of the grid whose report shows its origin, or the paper's table for a reported number."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ def _rows(score: Score, grid: str) -> Iterator[Standing]:
             teacher=score.teacher,
             reduced=reduced_text(score.reduced),
             source=grid,
-            grid=grid,
         )
     if score.paper is not None:
         # {table: configuration}, if the grid names one, otherwise the paper's own protocol.

@@ -106,24 +106,19 @@ def _tag_run(tracker: Tracker, run: Any, grid: str, is_used: bool, complete: boo
         tracker.log(run.info.run_id, tags={"rd3.grids": " ".join(others)})
 
 
-_SHOWN = (
-    "metrics.`top1_pct`",
-    *(f"params.`{name}`" for name in ("method", "ipc", "changed", "student", "student_seed")),
-)
-
-
 def shared_view(tracker: Tracker, run_id: str, grid: str) -> str:
     """Keep a view of a grid's evaluations, best first, in its experiment; returns its path in the MLflow UI."""
     with tracker.errors():
         experiment_id = tracker.client.get_run(run_id).info.experiment_id
     tags = {member_tag(grid): "yes", "rd3.kind": "evaluation", "rd3.ledger": tracker.place.artifacts}
+    parameters = ("method", "ipc", "changed", "student", "student_seed")
     view = {
         "searchFilter": " and ".join(f"tags.`{tag}` = {quoted(value)}" for tag, value in tags.items()),
         "orderByKey": "metrics.`top1_pct`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
-        "selectedColumns": list(_SHOWN),
+        "selectedColumns": ["metrics.`top1_pct`", *(f"params.`{name}`" for name in parameters)],
     }
     return tracker.share_view(experiment_id, f"rd3-{grid}", view)
 

@@ -51,7 +51,7 @@ def find(tracker: Tracker, name: str, fingerprint: str | None = None) -> Dataset
     with tracker.errors(), tempfile.TemporaryDirectory() as folder:
         experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
         ids = [experiment.experiment_id] if experiment is not None else []
-        runs = tracker.search(ids, wanted, "attributes.status = 'FINISHED'") if ids else []
+        runs = tracker.search(ids, wanted, "attributes.status = 'FINISHED'")
         if not runs:
             return None
         run_id = runs[-1].info.run_id

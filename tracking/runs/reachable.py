@@ -40,26 +40,25 @@ def check(uri: str, seconds: float) -> None:
     It is a :class:`TrackingUnavailable` if the same check may succeed later.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme == "sqlite" and sqlite_file(uri) is None:
-        raise TrackingError(
-            f"The tracking URI {without_password(uri)!r} has no path.",
-            "write sqlite:///relative/path.db or sqlite:////absolute/path.db",
-        )
     if scheme == "sqlite":
-        sqlite(uri, seconds)
+        if sqlite_file(uri) is None:
+            raise TrackingError(
+                f"The tracking URI {without_password(uri)!r} has no path.",
+                "write sqlite:///relative/path.db or sqlite:////absolute/path.db",
+            )
+        check_sqlite(uri, seconds)
     elif scheme in ("http", "https"):
         _check_port(uri)
-        answered = _within(seconds, uri, lambda: _server(uri.rstrip("/"), seconds))
-        if answered in (401, 403):
+        if _within(seconds, uri, lambda: _status(uri.rstrip("/"), seconds)) != 200:
             from tracking.runs.client import quiet_mlflow
 
             quiet_mlflow()
             import mlflow.utils.rest_utils  # noqa: F401 - outside of the time limit
 
-            _within(seconds, uri, lambda: _logged_in(uri.rstrip("/"), seconds))
+            _within(seconds, uri, lambda: _check_login(uri.rstrip("/"), seconds))
     elif scheme in _PORTS:
         _check_port(uri)
-        _within(seconds, uri, lambda: _database(uri, _PORTS[scheme], seconds))
+        _within(seconds, uri, lambda: _connect(uri, _PORTS[scheme], seconds))
     else:
         raise TrackingError(
             f"Unsupported tracking URI {without_password(uri)!r}.",
@@ -97,7 +96,7 @@ def sqlite_path(uri: str) -> Path:
     return path
 
 
-def sqlite(uri: str, seconds: float) -> None:
+def check_sqlite(uri: str, seconds: float) -> None:
     """Check that the database can be written, without changing or creating it."""
     path = sqlite_path(uri)
     try:
@@ -131,7 +130,8 @@ def _within(seconds: float, uri: str, ask: Callable[[], Any]) -> Any:
     return result.result()
 
 
-def _database(uri: str, port: int, seconds: float) -> None:
+def _connect(uri: str, port: int, seconds: float) -> None:
+    """Open a connection to a database server, whose usual port is ``port``, and close it."""
     parts = urlsplit(without_password(uri))
     try:
         socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=seconds).close()
@@ -145,11 +145,11 @@ def _get(url: str, seconds: float) -> tuple[int, str]:
     """(status, beginning of the body) of a GET request; raises :class:`OSError` without a response."""
     url = without_password(url)  # urllib takes a user name for a part of the host's
     try:
-        with urllib.request.urlopen(url, timeout=seconds, context=_tls(url)) as answer:
-            return answer.status, answer.read(400).decode(errors="replace")
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read(400).decode(errors="replace")
+        answer = urllib.request.urlopen(url, timeout=seconds, context=_tls(url))
+    except urllib.error.HTTPError as error:  # an answer with another status than 2xx
+        answer = error
+    with answer:
+        return answer.status, answer.read(400).decode(errors="replace")
 
 
 def _tls(url: str) -> ssl.SSLContext | None:
@@ -185,26 +185,15 @@ def _certificates(variable: str, load: Callable[[], T]) -> T:
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
-def _server(uri: str, seconds: float) -> int:
-    """Status of a request without credentials: 200, 401 or 403; raises :class:`TrackingError` for any other."""
+def _status(uri: str, seconds: float) -> int:
+    """Status of the server without credentials: 200, or 401 or 403 if it requires a login.
+
+    Raises :class:`TrackingError` for any other status, and if the server does not respond or is not MLflow.
+    """
     shown = without_password(uri)
     try:
         health_status, health = _get(f"{uri}/health", seconds)
-        status, answer = health_status, health
-        if status == 200:
-            version_status, version = _get(f"{uri}/version", seconds)
-            if health.strip() == "OK" and version_status == 404:
-                raise TrackingError(
-                    f"The server at {shown} does not report a version: it is an old MLflow, or another program.",
-                    "check the address, or install MLflow 3 there and run `mlflow db upgrade`",
-                )
-            is_version = version_status in (401, 403) or re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip())
-            if health.strip() == "OK" and version_status >= 500:  # it stopped between the two requests
-                status, answer = version_status, version
-            elif health.strip() != "OK" or not is_version:
-                raise _not_mlflow(shown, f"/health returns {health.strip()[:40]!r}", health)
-            else:
-                status, answer = _get(f"{uri}{_SEARCH}?max_results=1", seconds)
+        status, answer = _search(uri, health.strip(), seconds) if health_status == 200 else (health_status, health)
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         if fault := connection_fault(tracking_server(uri), str(reason)):
@@ -212,7 +201,7 @@ def _server(uri: str, seconds: float) -> int:
         raise TrackingUnavailable(
             f"The tracking server {shown} does not respond: {getattr(reason, 'strerror', None) or reason}.", _START
         ) from None
-    if status != 200 and (fault := _between(uri, status, answer)):
+    if status != 200 and (fault := _fault_of_other(uri, status, answer)):
         raise fault.error(TrackingError, TrackingUnavailable)
     if "Invalid Host header" in answer:
         raise TrackingError(
@@ -234,8 +223,30 @@ def _server(uri: str, seconds: float) -> int:
     return status
 
 
-def _between(uri: str, status: int, body: str) -> Fault | None:
-    """The fault if a proxy, or a port of the other scheme, responds instead of MLflow."""
+def _search(uri: str, health: str, seconds: float) -> tuple[int, str]:
+    """(status, body) of a search for experiments, or of /version if that fails; ``health``: the body of /health.
+
+    Raises :class:`TrackingError` if /health or /version does not answer as MLflow does.
+    """
+    shown = without_password(uri)
+    not_mlflow = _not_mlflow(shown, f"/health returns {health[:40]!r}", health)
+    if health != "OK":
+        raise not_mlflow
+    status, version = _get(f"{uri}/version", seconds)
+    if status == 404:
+        raise TrackingError(
+            f"The server at {shown} does not report a version: it is an old MLflow, or another program.",
+            "check the address, or install MLflow 3 there and run `mlflow db upgrade`",
+        )
+    if status >= 500:  # it stopped between the two requests
+        return status, version
+    if status not in (401, 403) and not re.fullmatch(r"\d+\.\d+\S{0,20}", version.strip()):
+        raise not_mlflow
+    return _get(f"{uri}{_SEARCH}?max_results=1", seconds)
+
+
+def _fault_of_other(uri: str, status: int, body: str) -> Fault | None:
+    """The fault if a proxy, or a port of the other scheme (http, https), responds instead of MLflow."""
     server = tracking_server(uri)
     by_proxy = proxy_fault(server)
     if by_proxy is not None and not by_proxy.waits:  # only the fault of a server on this machine is one that stays
@@ -250,8 +261,12 @@ _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 
 
 def _not_mlflow(shown: str, why: str, body: str = "") -> TrackingError:
-    proxy = proxy_of(shown)
-    if _PAGE.match(body) and not proxy:
+    if proxy := proxy_of(shown):
+        return TrackingError(
+            f"What answers for {shown} through the proxy {proxy} is not an MLflow server ({why}).",
+            "correct or unset HTTP_PROXY and HTTPS_PROXY, name the server in NO_PROXY, or start it",
+        )
+    if _PAGE.match(body):
         title = " ".join(found[1].split()) if (found := _TITLE.search(body)) else ""
         return TrackingError(
             f"{shown} answers with a web page{f' ({title!r})' if title else ''} instead of MLflow: it is another "
@@ -259,16 +274,11 @@ def _not_mlflow(shown: str, why: str, body: str = "") -> TrackingError:
             "correct MLFLOW_TRACKING_URI; behind a login, set MLFLOW_TRACKING_TOKEN to a token that it accepts, or use "
             "an address without it",
         )
-    if proxy:
-        message = f"What answers for {shown} through the proxy {proxy} is not an MLflow server ({why})."
-        return TrackingError(
-            message, "correct or unset HTTP_PROXY and HTTPS_PROXY, name the server in NO_PROXY, or start it"
-        )
     return TrackingError(f"The server at {shown} is not an MLflow server ({why}).", _START)
 
 
-def _logged_in(uri: str, seconds: float) -> int:
-    """Status of a search with the credentials of MLflow's client; raises unless it is 200."""
+def _check_login(uri: str, seconds: float) -> None:
+    """Search for experiments with the credentials of MLflow's client; raises unless the status is 200."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -291,4 +301,3 @@ def _logged_in(uri: str, seconds: float) -> int:
         raise LoginRejected(f"The tracking server {shown} rejects the login (HTTP {status}).", _LOGIN)
     if status != 200:
         raise _not_mlflow(shown, f"HTTP status {status}")
-    return status

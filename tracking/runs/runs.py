@@ -110,8 +110,7 @@ class Tracker:
             found = client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    created: str = client.create_experiment(name, artifact_location=where, tags=_EXPERIMENT)
-                    return created
+                    return str(client.create_experiment(name, artifact_location=where, tags=_EXPERIMENT))
                 except MlflowException:  # a concurrent process may have created it; otherwise the error is raised
                     found = client.get_experiment_by_name(name)
                     if found is None:
@@ -122,8 +121,7 @@ class Tracker:
                     f"restore it: MLFLOW_TRACKING_URI={shlex.quote(self.place.tracking_uri)} "
                     f"mlflow experiments restore --experiment-id {found.experiment_id}",
                 )
-            known: str = found.experiment_id
-            return known
+            return str(found.experiment_id)
 
     def experiment_ids(self) -> list[str]:
         """The ids of all experiments on the server."""
@@ -288,7 +286,7 @@ def _on_all_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:
-    """At least one."""
+    """The items in lists of at most ``size``; a single empty list if there are none."""
     return [items[at : at + size] for at in range(0, len(items), size)] or [[]]
 
 
@@ -416,8 +414,7 @@ class OpenRun:
             source=json.dumps({"uri": source}),
             profile=json.dumps({"key": recipe.set, **profile}),
         )
-        tags = [InputTag("mlflow.data.context", "training")]
-        inputs = [DatasetInput(dataset, tags)]
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
         try:
             self.tracker.client.log_inputs(self.run_id, datasets=inputs)
         except MlflowException as error:

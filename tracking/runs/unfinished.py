@@ -29,21 +29,18 @@ class UnfinishedWork:
 
     def __init__(self, run: OpenRun, folder: Path, every_s: float = EVERY_S):
         self.run, self.folder, self.every_s = run, folder, every_s
-        self._sent: dict[str, float] = {}
-        """Map of uploaded files to the modification times that they had."""
+        self._sent: dict[Path, float] = {}
+        """Map of uploaded files, relative to ``folder``, to the modification times that they had."""
         self._last = time.monotonic()
         self._lock = threading.Lock()
-
-    def _files(self) -> dict[str, float]:
-        """Map relative names to modification times; hidden files, which are still being written, are left out."""
-        return {name.as_posix(): (self.folder / name).stat().st_mtime for name in visible_files(self.folder)}
 
     def upload(self, *, leaving: bool = False) -> None:
         """Upload changed files if ``every_s`` seconds have passed or the process is ``leaving``; thread-safe."""
         if not leaving and time.monotonic() - self._last < self.every_s:
             return
         with self._lock, contextlib.suppress(RD3Error), self.run.tracker.errors():
-            for name, changed in self._files().items():
+            for name in visible_files(self.folder):  # hidden ones are still being written
+                changed = (self.folder / name).stat().st_mtime
                 if self._sent.get(name) != changed:
                     parent = Path(UNFINISHED, name).parent.as_posix()
                     self.run.tracker.client.log_artifact(self.run.run_id, str(self.folder / name), parent)

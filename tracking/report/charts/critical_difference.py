@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from scipy.stats import studentized_range
 
+from rd3.comparisons import ALPHA
 from rd3.rankings import AverageRanks, average_ranks
 from rd3.stats import mean
 from tracking.report.blocks import complete_blocks
@@ -25,8 +26,6 @@ TITLE = "Average ranks"
 FEWEST_BLOCKS = 5
 FEWEST_METHODS = 3
 """Below these there are no average ranks, and no diagram."""
-ALPHA = 0.05
-"""Significance level of both tests."""
 BLOCKS = (
     "A block is one dataset, IPC and setting of the evaluation in which every method has a result, as a mean over "
     "seeds. The tests take blocks as independent, which those of one dataset are not."

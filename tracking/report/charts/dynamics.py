@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from rd3.component import changes_text
 from tracking.report.charts._base import Drawing, register_chart
-from tracking.report.figures import panels_chart
+from tracking.report.figures import MOST_PANELS, panels_chart
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 from tracking.report.tables import differences
 from tracking.runs.fields import read_curve
-
-_MOST = 12
-"""Panels of a chart at most."""
 
 
 @register_chart("dynamics")
@@ -32,7 +29,7 @@ def dynamics(results: Results, fetch: Fetch) -> Drawing | None:
         tests = tests_by_epoch(entry.result) if entry is not None else []
         if len(tests) < 2 or title in panels:
             continue
-        if len(panels) == _MOST:
+        if len(panels) == MOST_PANELS:
             left_out.add(title)
             continue
         curve = read_curve(fetch("evaluation", row["evaluation"]))

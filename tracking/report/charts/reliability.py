@@ -9,12 +9,10 @@ from typing import Any
 from rd3.robustness.measure import RESULT
 from tracking.report.charts._base import Drawing, register_chart
 from tracking.report.extra.robustness import labels_of, measured
-from tracking.report.figures import panels_chart
+from tracking.report.figures import MOST_PANELS, panels_chart
 from tracking.report.results import Results
 from tracking.report.sheets import Fetch
 
-_MOST = 12
-"""Panels of a chart at most."""
 _CAPTION = (
     "Share of correct predictions among the test images whose confidence lies in a bin, against their mean confidence "
     "(Guo et al., 2017).  Below the diagonal a student is overconfident.  The images of all seeds are pooled; bins of "
@@ -28,7 +26,7 @@ _FEWEST = 10
 def reliability(results: Results, fetch: Fetch) -> Drawing | None:
     """Reliability diagrams, one panel per score; for grids that measure calibration."""
     found = [each for each in measured(results) if each.keys]
-    if not 0 < len(found) <= _MOST:
+    if not 0 < len(found) <= MOST_PANELS:
         return None
     panels = {}
     for label, each in zip(labels_of(found), found, strict=True):

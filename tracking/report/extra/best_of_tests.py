@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rd3.stats import mean
 from tracking.report.blocks import setting_and_method
-from tracking.report.extra import Table, register_table
+from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.query import tests_by_epoch
 from tracking.report.results import Results
 from tracking.report.scores import Score
@@ -28,7 +28,7 @@ def best_of_tests(results: Results) -> Table | None:
     return Table("Best of several tests, a diagnostic", _COLUMNS, rows, _NOTE).without_empty() if rows else None
 
 
-def _row(score: Score, results: Results, evaluation: str) -> list[Score | str | float | None] | None:
+def _row(score: Score, results: Results, evaluation: str) -> list[Cell] | None:
     """None for a score without several tests; ``evaluation``: what tells it from the others."""
     entries = [results.find("evaluation", key) for key in score.evaluations]
     tested = [tests for entry in entries if entry is not None and len(tests := tests_by_epoch(entry.result)) > 1]

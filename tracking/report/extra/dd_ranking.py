@@ -100,8 +100,8 @@ def _changed(score: Score) -> dict[str, Any]:
 
 
 def _augmented(score: Score) -> bool:
-    changed = {**score.overrides, **score.varied}
-    return "augmentation" not in changed or bool(changed["augmentation"])
+    """Whether its images are augmented as the protocol says."""
+    return bool({**score.overrides, **score.varied}.get("augmentation", True))
 
 
 def _rows(setting: _Setting, results: Results) -> Iterable[list[str]]:

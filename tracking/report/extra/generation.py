@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracking.report.blocks import method_text
-from tracking.report.extra import Table, register_table
+from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
 from tracking.report.tables import seconds_text
@@ -25,7 +25,7 @@ def generation(results: Results) -> Table | None:
     return Table("Generation time", (*_COLUMNS, _PER_IMAGE), [_row(score) for score in distinct.values()], _NOTE)
 
 
-def _row(score: Score) -> list[Score | str | float | None]:
+def _row(score: Score) -> list[Cell]:
     times = (score.generation_process_s, score.preparation_process_s, score.generation_wall_s, score.preparation_wall_s)
     return [
         *(score.dataset, score.ipc, method_text(score), score.set_count),

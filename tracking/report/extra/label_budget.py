@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracking.report.blocks import method_text
-from tracking.report.extra import Table, register_table
+from tracking.report.extra._base import Cell, Table, register_table
 from tracking.report.results import Results
 from tracking.report.scores import Score
 
@@ -31,7 +31,7 @@ def _order(score: Score) -> tuple[object, ...]:
     return score.dataset, score.ipc, score.image_steps or 0, stated, labels_text(score.resolved or {}), score.method
 
 
-def _row(score: Score) -> list[Score | str | float | None]:
+def _row(score: Score) -> list[Cell]:
     resolved = score.resolved or {}
     budget = (score.label_bytes, score.image_steps)
     return [score.dataset, score.ipc, method_text(score), score.student, labels_text(resolved), *budget, score]

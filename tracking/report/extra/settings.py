@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -38,16 +39,14 @@ def settings(results: Results) -> Table | None:
         return None
     order = {name: place for place, name in enumerate(dict.fromkeys(results.frame["setting"]))}
     methods = list(dict.fromkeys(_method(score) for score in named))
-    found: dict[Row, dict[str, dict[str, Score]]] = {}
+    found: dict[Row, dict[str, Score]] = {}  # by method
     for score in sorted(named, key=lambda score: order[score.setting]):
-        place = Row(*(getattr(score, name) for name in Row._fields if name != "changed"))
         changed = changes_text(split_overrides(score.method, score.overrides)[1])
-        found.setdefault(place, {}).setdefault(changed, {})[_method(score)] = score
-    rows = {
-        place._replace(changed=changed if len(variants) > 1 else ""): scores
-        for place, variants in found.items()
-        for changed, scores in variants.items()
-    }
+        row = Row(*(getattr(score, name) for name in Row._fields[:-1]), changed)
+        found.setdefault(row, {})[_method(score)] = score
+    # What was changed is shown only where it tells rows apart.
+    alike = Counter(row._replace(changed="") for row in found)
+    rows = {row if alike[bare := row._replace(changed="")] > 1 else bare: scores for row, scores in found.items()}
     fields = [name for name in Row._fields if name in _ALWAYS or len({getattr(row, name) for row in rows}) > 1]
     lines: list[list[Cell]] = [
         [*(str(getattr(row, name)) for name in fields), *(_cell(scores.get(method)) for method in methods)]
