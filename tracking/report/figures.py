@@ -204,16 +204,15 @@ def _line(score: Score, field: str) -> tuple[str, ...]:
     return (score.method, *trained, changes_text(dict(sorted(score.overrides.items()))))
 
 
-def sensitivity_chart(scores: Sequence[Score], field: str, *, name: str = "sensitivity") -> bytes:
+def sensitivity_chart(
+    lines: Mapping[str, Sequence[tuple[Any, Score]]], field: str, *, name: str = "sensitivity"
+) -> bytes:
     """Mean top-1 accuracy with 95 % interval against one protocol field, with the base point circled.
 
-    The x axis is logarithmic if positive values span a decade or more, and categorical if values are not numbers.
-    Raises :class:`BadValue` if no result varies ``field``.
+    ``lines``: at least one, of :func:`sensitivity_lines`.  The x axis is logarithmic if positive values span a decade
+    or more, and categorical if values are not numbers.
     """
-    lines = sensitivity_lines(scores, field)
     values = sorted({value for points in lines.values() for value, _ in points}, key=lambda v: (isinstance(v, str), v))
-    if not values:
-        raise BadValue(f"No result varies {field!r}.", "run a grid that varies it")
     numeric = not any(isinstance(value, str) for value in values)
     logarithmic = numeric and min(values) > 0 and max(values) / min(values) >= 10
     positions = {value: value if numeric else index for index, value in enumerate(values)}

@@ -202,8 +202,8 @@ def _sections(found: Sequence[ResultTable], teachers: Sequence[Mapping[str, str]
 def _sensitivity(found: Sequence[Score]) -> list[Drawing]:
     charts = []
     for index, field in enumerate(dict.fromkeys(name for score in found for name in score.varied)):
-        if figures.sensitivity_lines(found, field):
-            drawn = figures.sensitivity_chart(found, field, name=f"sensitivity{index}")
+        if lines := figures.sensitivity_lines(found, field):
+            drawn = figures.sensitivity_chart(lines, field, name=f"sensitivity{index}")
             caption = f"Only {field} moves, from the ringed base point; {figures.BARS}"
             charts.append(Drawing(f"Sensitivity to {field}", caption, drawn))
     return charts

@@ -163,12 +163,7 @@ class Tracker:
         own = {"rd3.kind": "grid", "rd3.grid": name, **self.owner}
         with self.errors():
             found = self.search([experiment_id], {"rd3.kind": "grid", "rd3.grid": name, **self._ours})
-            if found:
-                run_id: str = found[0].info.run_id
-                self.reopen(found[0], obsolete=("rd3.status", "rd3.reason"))
-                self.log(run_id, tags=own)
-            else:
-                run_id = self.client.create_run(experiment_id, run_name=f"grid {name}", tags=own).info.run_id
+            run_id: str = self.reopen_or_create(found, experiment_id, f"grid {name}", own).info.run_id
             self.client.log_text(run_id, grid_yaml, "grid.yaml")
         return run_id
 
@@ -219,6 +214,14 @@ class Tracker:
                 run = self.client.create_run(experiment_id, start_time=start_ms, run_name=name, tags=tags)
             self.log(run.info.run_id, parameters=shown, tags=tags if found else {})
         return OpenRun(self, run, recipe, attempt)
+
+    def reopen_or_create(self, found: Sequence[Any], experiment_id: str, name: str, tags: Mapping[str, str]) -> Any:
+        """The first run of ``found``, set to RUNNING without its former end, or a new one; with these tags."""
+        if not found:
+            return self.client.create_run(experiment_id, run_name=name, tags=tags)
+        self.reopen(found[0], obsolete=("rd3.status", "rd3.reason"))
+        self.log(found[0].info.run_id, tags=tags)
+        return found[0]
 
     def reopen(self, run: Any, obsolete: Collection[str]) -> None:
         """Set the status of an earlier run to RUNNING, and delete its ``obsolete`` tags."""

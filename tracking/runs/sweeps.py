@@ -102,20 +102,14 @@ class SweepRuns:
     def open(self, name: str, text: str, tags: Mapping[str, str]) -> None:
         """Create or reopen the sweep's parent run with status RUNNING, and log the sweep file as ``sweep.yaml``."""
         own = {**self._tags, **self.tracker.owner, "rd3.kind": "sweep", "rd3.status": "running", **tags}
-        client = self.tracker.client
         with self.tracker.errors():
             runs = self.tracker.search([self.experiment_id], self._tags)
             parents = [run for run in runs if run.data.tags.get("rd3.kind") == "sweep"]
-            if parents:
-                run = parents[0]
-                self.tracker.log(run.info.run_id, tags=own)
-                self.tracker.reopen(run, obsolete=("rd3.reason",))
-            else:
-                run = client.create_run(self.experiment_id, run_name=f"sweep {name}", tags=own)
+            run = self.tracker.reopen_or_create(parents, self.experiment_id, f"sweep {name}", own)
             self.run_id, self.started = run.info.run_id, run.info.start_time
             trials = [run for run in runs if run.data.tags.get("rd3.kind") == "sweep trial"]
             self._logged = {(run.data.tags["rd3.study"], run.data.tags["rd3.trial"]): run for run in trials}
-            client.log_text(self.run_id, text, "sweep.yaml")
+            self.tracker.client.log_text(self.run_id, text, "sweep.yaml")
 
     def log(self, trial: TrialRun) -> None:
         """Log a trial as a finished child run; a child run that has ended already is not changed."""

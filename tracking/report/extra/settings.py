@@ -42,7 +42,7 @@ def settings(results: Results) -> Table | None:
     found: dict[Row, dict[str, Score]] = {}  # by method
     for score in sorted(named, key=lambda score: order[score.setting]):
         changed = changes_text(split_overrides(score.method, score.overrides)[1])
-        row = Row(*(getattr(score, name) for name in Row._fields[:-1]), changed)
+        row = Row(*(getattr(score, name) for name in Row._fields[:-1]), changed=changed)
         found.setdefault(row, {})[_method(score)] = score
     # What was changed is shown only where it tells rows apart.
     alike = Counter(row._replace(changed="") for row in found)
