@@ -38,7 +38,7 @@ SQLITE = {
     ),
     "readonly database": Fault("The {name} {database} cannot be written.", "make the file and its folder writable"),
 }
-"""Patterns in the texts of SQLite's errors."""
+"""By patterns in the texts of SQLite's errors; a table such as :data:`MLFLOW_DATABASE` fills in the names."""
 _NO_LOCKS = Fault(
     "The file system of {folder} has no file locks, which the {name} in it needs.",
     "{move}, or mount this one with locks (Lustre: `-o flock`)",

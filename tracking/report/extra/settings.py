@@ -27,8 +27,8 @@ class Row(NamedTuple):
     teacher: str
     labels: str
     setting: str
-    changed: str = ""
-    """Changed fields of the evaluation, in a setting that has several of them."""
+    changed: str
+    """Changed fields of the evaluation; empty where the other fields tell the row from all others."""
 
 
 @register_table("settings")
@@ -37,16 +37,16 @@ def settings(results: Results) -> Table | None:
     named = [score for score in results.scores if score.setting and not score.varied]
     if not named:
         return None
-    order = {name: place for place, name in enumerate(dict.fromkeys(results.frame["setting"]))}
+    order = list(dict.fromkeys(results.frame["setting"]))
     methods = list(dict.fromkeys(_method(score) for score in named))
     found: dict[Row, dict[str, Score]] = {}  # by method
-    for score in sorted(named, key=lambda score: order[score.setting]):
+    for score in sorted(named, key=lambda score: order.index(score.setting)):
         changed = changes_text(split_overrides(score.method, score.overrides)[1])
-        row = Row(*(getattr(score, name) for name in Row._fields[:-1]), changed=changed)
+        row = Row._make([*(getattr(score, name) for name in Row._fields if name != "changed"), changed])
         found.setdefault(row, {})[_method(score)] = score
     # What was changed is shown only where it tells rows apart.
-    alike = Counter(row._replace(changed="") for row in found)
-    rows = {row if alike[bare := row._replace(changed="")] > 1 else bare: scores for row, scores in found.items()}
+    variants = Counter(row[:-1] for row in found)
+    rows = {row if variants[row[:-1]] > 1 else row._replace(changed=""): scores for row, scores in found.items()}
     fields = [name for name in Row._fields if name in _ALWAYS or len({getattr(row, name) for row in rows}) > 1]
     lines: list[list[Cell]] = [
         [*(str(getattr(row, name)) for name in fields), *(_cell(scores.get(method)) for method in methods)]
