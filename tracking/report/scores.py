@@ -273,10 +273,10 @@ def scores(frame: pd.DataFrame) -> list[Score]:
     found = []
     for repeats in points.values():
         repeats.sort(key=lambda row: (row["set_seed"] or 0, row["student_seed"]))
-        known = [row["teacher_network"] for row in repeats if row["teacher_network"]]
+        known = (row["teacher_network"] for row in repeats if row["teacher_network"])
         unfinished = all(row["status"] != "done" for row in repeats)
         likely = networks.get((repeats[0]["dataset"], repeats[0]["teacher"])) if unfinished else None
-        found.append(_score(repeats, known[0] if known else likely))
+        found.append(_score(repeats, next(known, likely)))
     return _in_grid_order(found)
 
 

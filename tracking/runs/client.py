@@ -162,24 +162,21 @@ _STATUS_IN_TEXT = (
 def mlflow_fault(error: Exception, uri: str, files: str) -> Fault:
     """The fault behind an error of MLflow's client at ``uri``; ``files``: root of the artifacts."""
     text, status, where = str(error), status_of(error), without_password(uri)
-    refusal = Refusal.quoted(text)
-    if refusal is not None:
+    if refusal := Refusal.quoted(text):
         if not uri.startswith("http"):
             return refused(refusal, files, "the S3 server")
         of_bucket = refused(refusal, files, f"the S3 server of MLflow at {where}")
         return Fault(of_bucket.message, f"for MLflow's own access to S3, {of_bucket.fix}", of_bucket.waits)
-    schema = _schema_fault(text, uri)
-    if schema is not None:
-        return schema
+    if fault := _schema_fault(text, uri):
+        return fault
     facts = {"where": where, "database": where, **MLFLOW_DATABASE}
     if uri.startswith("sqlite") and fault_in(text, SQLITE):
         return sqlite_fault(error, sqlite_path(uri))
     if fault := fault_in(text, TEXTS):
         return fault.about(**facts)
     if uri.startswith("http"):
-        on_the_way = _fault_on_the_way(text, status, uri)
-        if on_the_way is not None:
-            return on_the_way
+        if fault := _fault_on_the_way(text, status, uri):
+            return fault
         if status in STATUSES:
             return STATUSES[status].about(**facts)
     return Fault(f"MLflow at {where} {_summary(error)}.", _RESUME, _is_temporary(error, text, status))

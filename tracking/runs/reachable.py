@@ -248,8 +248,8 @@ def _search(uri: str, health: str, seconds: float) -> tuple[int, str]:
 def _fault_of_other(uri: str, status: int, body: str) -> Fault | None:
     """The fault if a proxy, or a port of the other scheme (http, https), responds instead of MLflow."""
     server = tracking_server(uri)
-    by_proxy = proxy_fault(server)
-    if by_proxy is not None and not by_proxy.waits:  # only the fault of a server on this machine is one that stays
+    # Only the fault of a server on this machine is one that stays.
+    if (by_proxy := proxy_fault(server)) and not by_proxy.waits:
         return by_proxy
     if status == 400 and (fault := connection_fault(server, body)):
         return fault
