@@ -104,7 +104,7 @@ def _same_ranking(claim: Claim, blocks: Blocks) -> Iterator[Case]:
         common = [name for name in blocks[first] if name in blocks[block]]
         for one, other in itertools.combinations(common, 2):
             compared = tuple(blocks[at][name] for at in (first, block) for name in (one, other))
-            by_set = several_sets(compared)
+            by_set = several_sets(*(score.by_seeds for score in compared))
             before, after = (_difference(*_by_seed(*pair, by_set=by_set)) for pair in (compared[:2], compared[2:]))
             values = (before, after)
             yield Case(block, f"{one} − {other}: first setting, here", values, values, compared)
@@ -150,7 +150,7 @@ def _by_seed(*scores: Score, by_set: bool | None = None) -> list[list[float]]:
 
     ``by_set``: whether these are set seeds; None: if any of the scores has several.
     """
-    by_set = several_sets(scores) if by_set is None else by_set
+    by_set = several_sets(*(score.by_seeds for score in scores)) if by_set is None else by_set
     values = [unit_means(score.by_seeds, by_set) for score in scores]
     shared = [seed for seed in values[0] if all(seed in one for one in values)]
     return [[one[seed] for seed in shared] for one in values]
@@ -166,7 +166,7 @@ def _setting_names(blocks: Sequence[Block], firsts: Collection[Block]) -> dict[B
 
 def _row(case: Case, found: Evidence, setting: str) -> list[str]:
     block = case.block
-    unit = unit_of(case.scores)
+    unit = unit_of(*(score.by_seeds for score in case.scores))
     counts = list(dict.fromkeys(map(len, case.shown)))  # the settings of an unfinished grid may have unequal ones
     points = "; ".join(map(_points, case.shown))
     p_values = ["" if p is None else f"{p:.2g}".replace("-", "−") for p in (found.adjusted, found.equivalent)]

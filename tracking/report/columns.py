@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,14 +15,14 @@ EQUIVALENCE_MARGIN = 1.0
 """Points of accuracy: methods whose difference is shown to be smaller are equivalent in reports."""
 
 
-def several_sets(scores: Sequence[Score]) -> bool:
-    """Whether any score has several set seeds, which are then the units of tests."""
-    return any(len({set_seed for set_seed, _student_seed in score.by_seeds}) > 1 for score in scores)
+def several_sets(*samples: Iterable[Seeds]) -> bool:
+    """Whether the seeds of any sample have several set seeds, which are then the units of tests."""
+    return any(len({set_seed for set_seed, _student_seed in seeds}) > 1 for seeds in samples)
 
 
-def unit_of(scores: Sequence[Score]) -> str:
-    """Name of the units of tests between these scores."""
-    return "set seeds" if several_sets(scores) else "student seeds"
+def unit_of(*samples: Iterable[Seeds]) -> str:
+    """Name of the units of tests between results with these seeds."""
+    return "set seeds" if several_sets(*samples) else "student seeds"
 
 
 def unit_means(by_seeds: Mapping[Seeds, float], by_set: bool) -> dict[Hashable, float]:
@@ -38,7 +38,7 @@ def unit_means(by_seeds: Mapping[Seeds, float], by_set: bool) -> dict[Hashable, 
 
 def accuracies_by_unit(*columns: Mapping[str, Score]) -> list[dict[str, dict[Hashable, float]]]:
     """Per cent by label and unit of the scores with results, as :mod:`rd3.comparisons` takes them; one unit for all."""
-    by_set = several_sets([score for column in columns for score in column.values()])
+    by_set = several_sets(*(score.by_seeds for column in columns for score in column.values()))
     return [
         {label: unit_means(score.by_seeds, by_set) for label, score in column.items() if score.by_seeds}
         for column in columns
@@ -62,7 +62,8 @@ class Column:
         highest = max(means.values(), default=0.0)
         best = tuple(label for label, value in means.items() if math.isclose(value, highest, rel_tol=1e-12))
         compared = tuple(compare_all(*accuracies_by_unit(scores), bound=EQUIVALENCE_MARGIN))
-        return cls(best if len(means) > 1 else (), unit_of(list(scores.values())), compared)
+        unit = unit_of(*(score.by_seeds for score in scores.values()))
+        return cls(best if len(means) > 1 else (), unit, compared)
 
     def standing(self, label: str) -> str:
         """``best``, ``equal`` (not separated from the best by a test) or empty."""

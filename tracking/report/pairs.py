@@ -12,7 +12,7 @@ import pandas as pd
 from rd3.comparisons import single_difference
 from rd3.component import changes_text
 from rd3.stats import PairedDifference, mean
-from tracking.report.columns import unit_means
+from tracking.report.columns import several_sets, unit_means, unit_of
 from tracking.report.query import split_overrides
 from tracking.report.scores import Seeds
 
@@ -69,7 +69,7 @@ def pairs(frame: pd.DataFrame) -> list[Pair]:
 
 def _pair(own: dict[str, Any], plain: Rows, variant: Rows) -> Pair:
     first, *_others = rows = [*plain.values(), *variant.values()]
-    several = len({set_seed for set_seed, _student_seed in plain}) > 1
+    by_set = several_sets(plain)
     before, after = ({seeds: row["top1_pct"] for seeds, row in side.items()} for side in (plain, variant))
     return Pair(
         **{name: first[name] for name in ("method", "dataset", "ipc", "evaluation")},
@@ -77,8 +77,8 @@ def _pair(own: dict[str, Any], plain: Rows, variant: Rows) -> Pair:
         plain=mean(list(before.values())),
         variant=mean(list(after.values())),
         seeds=len(plain),
-        unit="set seeds" if several else "student seeds",
-        difference=single_difference(*(list(unit_means(side, several).values()) for side in (after, before))),
+        unit=unit_of(plain),
+        difference=single_difference(*(list(unit_means(side, by_set).values()) for side in (after, before))),
         precisions=tuple(sorted({row["ran_precision"] for row in rows if row["ran_precision"]})),
     )
 

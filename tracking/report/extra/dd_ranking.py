@@ -22,7 +22,7 @@ import numpy as np
 from rd3.component import changes_text
 from rd3.stats import mean
 from tracking.report.blocks import method_text
-from tracking.report.columns import unit_means
+from tracking.report.columns import several_sets, unit_means
 from tracking.report.extra import Table, register_table
 from tracking.report.query import split_overrides
 from tracking.report.results import Results
@@ -159,8 +159,7 @@ def _sample(setting: _Setting, method: str, weights: Mapping[Kind, float]) -> li
     if not common:
         raise Missing(f"the cells of {method} share no seeds")
     sums = {seeds: sum(weight * (by_seeds[seeds] / 100) for weight, by_seeds in cells) for seeds in common}
-    several_sets = len({set_seed for set_seed, _student_seed in common}) > 1
-    return list(unit_means(sums, several_sets).values())
+    return list(unit_means(sums, several_sets(common)).values())
 
 
 def _full_data(setting: _Setting, results: Results) -> float | str:
