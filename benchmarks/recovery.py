@@ -85,7 +85,7 @@ def iteration(bench: Bench, side: int, batch: int, blocks: int, iterations: int)
     device, network = bench.device, bench.network
     dataset = ToyDataset(classes=batch, per_class=1, side=side)
     teacher = untrained(dataset.info, network).to(device).eval().requires_grad_(False)
-    method, space = SRe2L(), PixelSpace.of(teacher)
+    method, space = SRe2L(), PixelSpace(teacher)
     recipe = trial_recipe("sre2l", dataset, blocks, batch_classes=batch)
     changes = {"crop_scale_min": None, "flip": False, "iterations": iterations}
     settings = method.Settings.model_validate({**recipe.settings, **changes})

@@ -11,7 +11,7 @@ from torch import nn
 from rd3.diffusion.backbone import Stage, wrong_size
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.cost import LATENT_CHANNELS
-from rd3.diffusion.inputs import PixelInputs, batches_in_order
+from rd3.diffusion.inputs import batches_in_order, pixel_inputs
 from rd3.errors import BadValue
 from rd3.recipe import BackboneRecipe
 from rd3.seeding import generator
@@ -81,9 +81,6 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
         total: torch.Tensor = (decoded - (images * 2 - 1)).square().mean() + KL_WEIGHT * divergence
         return total
 
-    def inputs(images: Images) -> PixelInputs:
-        return PixelInputs(images, training.flip)
-
     @torch.no_grad()
     def rescale(images: Images) -> None:
         vae.register_to_config(scaling_factor=1.0)
@@ -92,4 +89,4 @@ def autoencoder_stage(codec: Autoencoder, recipe: BackboneRecipe) -> Stage:
         latents = torch.cat([codec.encode(batch, [stream] * len(batch)).cpu() for batch in batches])
         vae.register_to_config(scaling_factor=1 / float(latents.double().std()))
 
-    return Stage("autoencoder", nn.ModuleList([vae]), loss, training, inputs, rescale)
+    return Stage("autoencoder", nn.ModuleList([vae]), loss, training, pixel_inputs, rescale)

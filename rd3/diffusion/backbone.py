@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -129,11 +129,8 @@ class Backbone(ABC):
         return sum(value.numel() for network in self.networks().values() for value in network.parameters())
 
 
-class Inputs(Protocol):
-    """What a stage is trained on: the training images as its networks take them."""
-
-    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        """(B, ...) of the images at these positions, augmented with draws of a CPU stream."""
+Inputs = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+"""What a stage is trained on: positions (B,) of training images and a CPU stream to (B, ...), augmented by draws."""
 
 
 class Stage(NamedTuple):
@@ -144,8 +141,8 @@ class Stage(NamedTuple):
     loss: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
     """Inputs (B, ...), labels (B,) int64 on the device and a CPU stream to a scalar."""
     training: BackboneTraining
-    inputs: Callable[[Images], Inputs]
-    """Called when the stage begins."""
+    inputs: Callable[[Images, bool], Inputs]
+    """Called when the stage begins; the second argument: whether images are mirrored at random."""
     after: Callable[[Images], None] = lambda images: None
     """Called with the training images once the stage has its final weights, also when it was finished by an earlier
     attempt."""
@@ -192,24 +189,11 @@ def content_digest(backbone: Backbone) -> str:
     )
 
 
-def write_backbone(
-    folder: Path, backbone: Backbone, recipe: BackboneRecipe, origin: str, *, content: str, **more: Any
-) -> None:
-    """Save a model and its manifest, the manifest last.
-
-    ``content`` is its :func:`content_digest`, ``more`` are further fields of the manifest.
-    """
+def write_backbone(folder: Path, backbone: Backbone, recipe: BackboneRecipe, **more: Any) -> None:
+    """Save a model and its manifest, the manifest last; ``more``: its fields that say where the model comes from."""
     backbone.save(folder)
-    manifest = BackboneManifest.of(
-        recipe,
-        family=backbone.family,
-        resolution=recipe.resolution,
-        parameters=backbone.size,
-        origin=origin,
-        content=content,
-        **more,
-    )
-    manifest.write(folder)
+    sizes = {"resolution": recipe.resolution, "parameters": backbone.size}
+    BackboneManifest.of(recipe, family=backbone.family, **sizes, **more).write(folder)
 
 
 def open_backbone(

@@ -64,9 +64,8 @@ def import_backbone(
         family=family,
         weights=digest([family, content, {name: _config(one) for name, one in backbone.networks().items()}]),
     )
-    write_backbone(
-        out, backbone, recipe, f"imported from {source}", content=content, licence=_licence(folder), revision=commit
-    )
+    origin = {"origin": f"imported from {source}", "licence": _licence(folder), "revision": commit}
+    write_backbone(out, backbone, recipe, content=content, **origin)
     progress(1.0, "stored")
     return recipe, {"parameters": backbone.size, "content": content, "wall_s": time.perf_counter() - started}
 

@@ -11,6 +11,7 @@ from rd3.augment import horizontal_flip, to_unit
 from rd3.diffusion.codec import Autoencoder
 
 if TYPE_CHECKING:
+    from rd3.diffusion.backbone import Inputs
     from rd3.teacher.training import Images
 
 _ENCODED = 128
@@ -23,38 +24,38 @@ def batches_in_order(images: Images, count: int, size: int) -> Iterator[torch.Te
         yield to_unit(images.batch(positions)[0])
 
 
-class PixelInputs:
+def pixel_inputs(images: Images, flip: bool) -> Inputs:
     """(B, 3, H, W) in [0, 1], with ``flip`` mirrored at random."""
 
-    def __init__(self, images: Images, flip: bool):
-        self._images, self._flip = images, flip
+    def draw(positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        pixels = to_unit(images.batch(positions)[0])
+        return horizontal_flip(pixels, stream) if flip else pixels
 
-    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        pixels = to_unit(self._images.batch(positions)[0])
-        return horizontal_flip(pixels, stream) if self._flip else pixels
+    return draw
 
 
-class LatentInputs:
-    """Latents (B, C, h, w) of an autoencoder, drawn anew each time from the posteriors, which are computed once."""
+def latent_inputs(images: Images, flip: bool, *, codec: Autoencoder) -> Inputs:
+    """Latents (B, C, h, w) of an autoencoder, drawn anew each time from the posteriors, which are computed once.
 
-    def __init__(self, images: Images, flip: bool, codec: Autoencoder):
-        """With ``flip``, the posterior of the mirrored image is drawn from half of the time."""
-        self._codec = codec
-        self._moments = _moments(images, codec, mirrored=False)
-        self._mirrored = _moments(images, codec, mirrored=True) if flip else None
+    With ``flip``, the posterior of the mirrored image is drawn from half of the time.
+    """
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    def draw(self, positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    own = _moments(images, codec, mirrored=False)
+    of_mirrored = _moments(images, codec, mirrored=True) if flip else None
 
-        there = positions.to(self._moments.device)
-        moments = self._moments[there]
-        if self._mirrored is not None:
+    def draw(positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+        there = positions.to(own.device)
+        moments = own[there]
+        if of_mirrored is not None:
             mirrored = (torch.rand(len(positions), generator=stream) < 0.5).to(there.device)
-            moments = torch.where(mirrored[:, None, None, None], self._mirrored[there], moments)
+            moments = torch.where(mirrored[:, None, None, None], of_mirrored[there], moments)
         posterior = DiagonalGaussianDistribution(moments)
         noise = torch.randn(posterior.mean.shape, generator=stream).to(there.device)
-        latents: torch.Tensor = (posterior.mean + posterior.std * noise) * self._codec.vae.config.scaling_factor
+        latents: torch.Tensor = (posterior.mean + posterior.std * noise) * codec.vae.config.scaling_factor
         return latents
+
+    return draw
 
 
 @torch.no_grad()

@@ -134,11 +134,6 @@ class FineTuning(AveragedTraining):
         self.memories = Memories(settings.memory)
         self.images = Images(dataset, recipe.data.split, backbone.device)
 
-    @property
-    def trained_values(self) -> int:
-        """Number of trained parameters, counted by element."""
-        return sum(value.numel() for value in self.parameters.values())
-
     def epoch(self, epoch: int, report: Callable[[float], None] = lambda share: None) -> float:
         """One pass over the training images, without a last batch that is not full; its mean loss.
 

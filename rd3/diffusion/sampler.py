@@ -150,5 +150,5 @@ def _has_learned_range(scheduler: Any) -> bool:
 
 
 def _adds_noise(scheduler: Any) -> bool:
-    """Whether a scheduler adds noise at its steps."""
+    """Whether a scheduler adds noise at its steps: DDPM, which alone of a backbone's schedulers has this field."""
     return "variance_type" in scheduler.config

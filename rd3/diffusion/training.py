@@ -69,7 +69,7 @@ def train(
         run.finish()
         run.stage.after(images)
     content = content_digest(backbone.frozen())
-    write_backbone(out, backbone, recipe, LOCAL, content=content, ran_precision=precision, curve=done.curve)
+    write_backbone(out, backbone, recipe, origin=LOCAL, content=content, ran_precision=precision, curve=done.curve)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return {
         "parameters": backbone.size,
@@ -105,12 +105,12 @@ class _StageTraining(AveragedTraining):
         """One pass over the training images; returns its row of the curve.  ``report`` gets the share that is done."""
         training, name = self.stage.training, self.stage.name
         if self._inputs is None:
-            self._inputs = self.stage.inputs(images)
+            self._inputs = self.stage.inputs(images, training.flip)
         order = torch.randperm(len(images.labels), generator=generator(self.seed, name, "order", epoch))
         stream = generator(self.seed, name, "noise", epoch)
         batches, losses = order.split(training.batch_size), []
         for number, batch in enumerate(batches):
-            inputs, labels = self._inputs.draw(batch, stream), images.labels[batch.to(self.device)]
+            inputs, labels = self._inputs(batch, stream), images.labels[batch.to(self.device)]
             with autocast(self.device, self.precision):
                 loss = self.stage.loss(inputs, labels, stream)
             warmup = min(1.0, (epoch * len(batches) + number + 1) / max(training.warmup_steps, 1))

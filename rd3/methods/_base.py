@@ -24,7 +24,7 @@ from rd3.registry import Registry, did_you_mean
 from rd3.seeding import generator
 from rd3.stopwatch import Stopwatch
 from rd3.synthetic_set.block import Block
-from rd3.values import PluginSettings, mistakes_in_field
+from rd3.values import PluginSettings, first_mistake, mistakes_in_field
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -295,9 +295,8 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
     try:
         settings = cls.Settings.model_validate({**published(method, info, ipc).values, **changed})
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadValue(f"Method {method}, setting {place}: {first['msg']}, got {first['input']!r}.") from None
+        given = error.errors()[0]["input"]
+        raise BadValue(f"Method {method}, setting {first_mistake(error)}, got {given!r}.") from None
     resolved: Settings = cls().resolve_size(settings, info, ipc)
     return resolved
 

@@ -123,7 +123,7 @@ class BatchNormMatching(RecoveryMethod):
     def _make(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         """Images of blocks of equal size, generated side by side."""
         settings, size = ctx.settings, len(blocks[0].members)
-        space, streams = PixelSpace.of(ctx.teachers[0]), [ctx.rng("recover", block.index) for block in blocks]
+        streams = [ctx.rng("recover", block.index) for block in blocks]
         firsts = range(0, size, settings.batch_classes)
         with ctx.phase("recover"):
             network = self.network(ctx)
@@ -131,18 +131,13 @@ class BatchNormMatching(RecoveryMethod):
             for number, first in enumerate(firsts):
                 last = first + settings.batch_classes
                 batches = [Block(block.index, block.members[first:last]) for block in blocks]
-                images = self._recover(batches, network, space, streams, ctx, ctx.part(number, len(firsts)))
+                own = replace(ctx, progress=ctx.part(number, len(firsts)))
+                images = self._recover(batches, network, streams, own)
                 parts.append(to_uint8(images, settings.save_format).chunk(len(blocks)))
             return [torch.cat(of_block) for of_block in zip(*parts, strict=True)]
 
     def _recover(
-        self,
-        batches: Sequence[Block],
-        network: nn.Module,
-        space: PixelSpace,
-        streams: Sequence[torch.Generator],
-        ctx: Context,
-        progress: Callable[[float], None],
+        self, batches: Sequence[Block], network: nn.Module, streams: Sequence[torch.Generator], ctx: Context
     ) -> torch.Tensor:
         """(G * B, 3, H, W) float in 0-255: G batches of B images, recovered side by side.
 
@@ -150,6 +145,7 @@ class BatchNormMatching(RecoveryMethod):
         value, independently: the gradient of the summed loss with respect to a batch is that of its own loss.
         """
         settings: MatchingSettings = ctx.settings
+        space = PixelSpace(ctx.teachers[0])
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
         images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
 
@@ -177,5 +173,5 @@ class BatchNormMatching(RecoveryMethod):
                 return loss
 
             where = f"{type(self).__name__}, block {', '.join(str(batch.index) for batch in batches)}"
-            images = optimise(images, loss_of, space, settings, where=where, progress=progress)
+            images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)
         return space.to_255(images)

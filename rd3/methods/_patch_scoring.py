@@ -197,7 +197,7 @@ def framed(crops: torch.Tensor, ctx: Context) -> torch.Tensor:
     if size == side:
         return pixels
     # The teacher's normalisation turns the mean colour into zeros.
-    canvas = teacher.mean.view(1, 3, 1, 1).expand(len(pixels), 3, side, side).clone()
+    canvas = teacher.mean.expand(len(pixels), 3, side, side).clone()
     start = (side - size) // 2
     canvas[:, :, start : start + size, start : start + size] = pixels
     return canvas

@@ -179,18 +179,11 @@ class Views:
         return images.roll(rolls, dims=(2, 3))
 
 
-@dataclass(frozen=True)
 class PixelSpace:
     """The normalised pixel space of one network."""
 
-    mean: torch.Tensor
-    """(1, 3, 1, 1), of pixels in [0, 1]."""
-    std: torch.Tensor
-    """(1, 3, 1, 1), of pixels in [0, 1]."""
-
-    @classmethod
-    def of(cls, teacher: NormalisedNetwork) -> PixelSpace:
-        return cls(teacher.mean.view(1, 3, 1, 1), teacher.std.view(1, 3, 1, 1))
+    def __init__(self, network: NormalisedNetwork):
+        self.mean, self.std = network.mean, network.std  # (1, 3, 1, 1), of pixels in [0, 1]
 
     def clamp_(self, images: torch.Tensor) -> None:
         """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""

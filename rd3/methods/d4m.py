@@ -18,7 +18,6 @@ from rd3.methods._diffusion import DiffusionMethod, sampled
 from rd3.methods._prompts import class_prompts
 
 if TYPE_CHECKING:
-    from rd3.diffusion.families.text_to_image import TextToImage
     from rd3.diffusion.sampler import Conditions
 
 
@@ -88,8 +87,15 @@ class D4M(DiffusionMethod):
         return settings.model_copy(update={"clusters": clusters, "prompts": class_prompts(settings.prompts, info)})
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
+        from rd3.diffusion.families.text_to_image import TextToImage
+
         settings: D4MSettings = ctx.settings
-        model, [folder] = _text_to_image(ctx), ctx.derived
+        [model], [folder] = ctx.backbones, ctx.derived
+        if not isinstance(model, TextToImage):
+            raise BadValue(
+                f"D4M samples from a text-to-image model, and this backbone is a {model.family} model.",
+                "name a backbone of family text-to-image",
+            )
         prompts = class_prompts(settings.prompts, ctx.info)
 
         def conditions(labels: torch.Tensor) -> Conditions:
@@ -101,15 +107,3 @@ class D4M(DiffusionMethod):
     def steps_run(self, settings: D4MSettings) -> int:
         # PNDM, the scheduler of Stable Diffusion 1.5 and of local models, has one timestep more than ``steps``.
         return int(settings.steps * settings.strength) + 1
-
-
-def _text_to_image(ctx: Context) -> TextToImage:
-    from rd3.diffusion.families.text_to_image import TextToImage
-
-    [model] = ctx.backbones
-    if not isinstance(model, TextToImage):
-        raise BadValue(
-            f"D4M samples from a text-to-image model, and this backbone is a {model.family} model.",
-            "name a backbone of family text-to-image",
-        )
-    return model

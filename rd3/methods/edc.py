@@ -61,7 +61,7 @@ class EDC(PoolMethod):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: EDCSettings = ctx.settings
-        space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
+        space, stream = PixelSpace(ctx.teachers[0]), ctx.rng("recover", block.index)
         labels = torch.tensor(block.labels, device=ctx.device)
         with ctx.phase("recover"):
             pool = Pool(block, ctx, space, category_weight=settings.category_weight)

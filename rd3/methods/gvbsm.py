@@ -57,7 +57,7 @@ class GVBSM(PoolMethod):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: GVBSMSettings = ctx.settings
-        space, stream = PixelSpace.of(ctx.teachers[0]), ctx.rng("recover", block.index)
+        space, stream = PixelSpace(ctx.teachers[0]), ctx.rng("recover", block.index)
         labels = torch.tensor(block.labels, device=ctx.device)
         with ctx.phase("recover"):
             pool, groups = Pool(block, ctx, space), class_groups(labels)

@@ -62,16 +62,10 @@ class Minimax(DiffusionMethod):
         return True
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
-        return sampled(block, ctx, _tuned(ctx))
+        model: Any = ctx.backbones[0]
+        if "tuned" not in ctx.shared:  # the backbone is loaded for this set alone, its fine-tuned weights once
+            from safetensors.torch import load_file
 
-
-def _tuned(ctx: Context) -> Any:
-    """The backbone with its fine-tuned weights, which are loaded into it once per set."""
-    [backbone], [folder] = ctx.backbones, ctx.derived
-    if "tuned" not in ctx.shared:
-        from safetensors.torch import load_file
-
-        own: Any = backbone
-        own.transformer.load_state_dict(load_file(folder / FILE), strict=False)  # only the weights that changed
-        ctx.shared["tuned"] = True
-    return backbone
+            model.transformer.load_state_dict(load_file(ctx.derived[0] / FILE), strict=False)  # those that changed
+            ctx.shared["tuned"] = True
+        return sampled(block, ctx, model)

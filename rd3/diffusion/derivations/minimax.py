@@ -94,8 +94,8 @@ class MinimaxFineTuning(Derivation):
         changed = {name: value for name, value in after.items() if not value.equal(before[name])}
         save_file({name: value.cpu().clone().contiguous() for name, value in changed.items()}, out / FILE)
         (out / CHECKPOINT).unlink(missing_ok=True)
-        final_loss = losses[-1] if losses else 0.0
-        return {"final_loss": final_loss, "trained_values": tuning.trained_values, **stopwatch.spent()}
+        trained_values = sum(value.numel() for value in tuning.parameters.values())
+        return {"final_loss": losses[-1] if losses else 0.0, "trained_values": trained_values, **stopwatch.spent()}
 
     def cost(self, settings: MinimaxTuning, info: DatasetInfo, forward: Cost) -> Cost:
         return 3 * settings.epochs * info.train_count * forward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,10 +14,10 @@ from torch import nn
 
 from rd3.datasets import DatasetInfo
 from rd3.diffusion.autoencoder import autoencoder_stage, check_widths, make_autoencoder
-from rd3.diffusion.backbone import Backbone, Inputs, Stage, parse_sizes, register_backbone, wrong_size
+from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbone, wrong_size
 from rd3.diffusion.codec import Autoencoder, Pixels
 from rd3.diffusion.cost import LATENT_CHANNELS, latent_side
-from rd3.diffusion.inputs import LatentInputs, PixelInputs
+from rd3.diffusion.inputs import latent_inputs, pixel_inputs
 from rd3.diffusion.loss import TIMES, Noising, squared_error, variational_bound
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue, DataMissing
@@ -27,8 +28,6 @@ from rd3.values import Frozen
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiTTransformer2DModel
-
-    from rd3.teacher.training import Images
 
 
 class DiTSizes(Frozen):
@@ -182,11 +181,7 @@ class DiT(Backbone):
             t, noise, dropped = draws(latents, training.dropout, stream)
             return self.loss(latents, labels, t, noise, dropped)[0].mean()
 
-        def inputs(images: Images) -> Inputs:
-            if isinstance(codec, Autoencoder):
-                return LatentInputs(images, training.flip, codec)
-            return PixelInputs(images, training.flip)
-
+        inputs = partial(latent_inputs, codec=codec) if isinstance(codec, Autoencoder) else pixel_inputs
         denoiser = Stage("transformer", nn.ModuleList([self.transformer]), loss, training, inputs)
         return [autoencoder_stage(codec, recipe), denoiser] if isinstance(codec, Autoencoder) else [denoiser]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +19,7 @@ from rd3.diffusion.backbone import Backbone, Stage, parse_sizes, register_backbo
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.cost import LATENT_CHANNELS, latent_side
 from rd3.diffusion.families.dit import draws
-from rd3.diffusion.inputs import LatentInputs
+from rd3.diffusion.inputs import latent_inputs
 from rd3.diffusion.prompts import NEGATIVE, local_tokenizer, token_ids
 from rd3.diffusion.sampler import Conditions
 from rd3.errors import BadValue
@@ -30,8 +31,6 @@ from rd3.values import Frozen
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-    from rd3.teacher.training import Images
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -199,19 +198,13 @@ class TextToImage(Backbone):
 
     def stages(self, recipe: BackboneRecipe) -> list[Stage]:
         assert recipe.training is not None
-        training = recipe.training
-
-        def loss(latents: torch.Tensor, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            return self.loss(latents, labels, training.dropout, stream)
-
-        def inputs(images: Images) -> LatentInputs:
-            return LatentInputs(images, training.flip, self.codec)
-
         networks = nn.ModuleList([self.unet, self.text_encoder])
-        return [autoencoder_stage(self.codec, recipe), Stage("denoiser", networks, loss, training, inputs)]
+        loss = partial(self.loss, dropout=recipe.training.dropout)
+        inputs = partial(latent_inputs, codec=self.codec)
+        return [autoencoder_stage(self.codec, recipe), Stage("denoiser", networks, loss, recipe.training, inputs)]
 
     def loss(
-        self, latents: torch.Tensor, labels: torch.Tensor, dropout: float, stream: torch.Generator
+        self, latents: torch.Tensor, labels: torch.Tensor, stream: torch.Generator, *, dropout: float
     ) -> torch.Tensor:
         """Mean squared error of the predicted noise; a share ``dropout`` of the images loses its prompt."""
         t, noise, dropped = draws(latents, dropout, stream)

@@ -11,7 +11,7 @@ from rd3.diffusion.backbone import content_digest, open_backbone
 from rd3.diffusion.codec import Autoencoder
 from rd3.diffusion.cost import sizes_of
 from rd3.diffusion.families.dit import DiT
-from rd3.diffusion.inputs import LatentInputs
+from rd3.diffusion.inputs import latent_inputs
 from rd3.diffusion.training import train
 from rd3.errors import BadValue
 from rd3.planning.backbones import backbone_recipe, backbone_role
@@ -89,9 +89,9 @@ def test_latents_are_drawn_from_the_posterior_of_the_image_or_its_mirror(digits:
     codec = model.codec
     assert isinstance(codec, Autoencoder)
     images = Images(digits, "train", torch.device("cpu"))
-    inputs, position = LatentInputs(images, flip, codec), 7
+    inputs, position = latent_inputs(images, flip, codec=codec), 7
     stream = generator(1, "draws")
-    drawn = inputs.draw(torch.full((4000,), position), stream)
+    drawn = inputs(torch.full((4000,), position), stream)
     pixels = images.batch(torch.tensor([position]))[0].float() / 255
     with torch.no_grad():
         plain, mirrored = (codec.vae.encode(one * 2 - 1).latent_dist for one in (pixels, pixels.flip(3)))

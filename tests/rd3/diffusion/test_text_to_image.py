@@ -308,7 +308,7 @@ def test_a_recipe_without_training_of_the_autoencoder_is_refused(tmp_path: Path)
 
 def test_the_loss_is_the_squared_error_of_the_noise(model: TextToImage):
     latents, labels = torch.randn(4, 4, 8, 8), torch.tensor([1, 2, 3, 4])
-    found = model.loss(latents, labels, 0.0, generator(0, "loss"))
+    found = model.loss(latents, labels, generator(0, "loss"), dropout=0.0)
     stream = generator(0, "loss")
     expected = []
     times, noise = torch.randint(1000, (4,), generator=stream), torch.randn(4, 4, 8, 8, generator=stream)
@@ -319,6 +319,6 @@ def test_the_loss_is_the_squared_error_of_the_noise(model: TextToImage):
         given = model.embedded([DIGITS.class_names[label]])
         expected.append((model.denoise(noised[None], times[n : n + 1], given) - noise[n]).square().mean())
     assert float(found) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
-    lost = model.loss(latents, labels, 0.9999, generator(0, "loss"))
-    swapped = model.loss(latents, labels.flip(0), 0.9999, generator(0, "loss"))
+    lost = model.loss(latents, labels, generator(0, "loss"), dropout=0.9999)
+    swapped = model.loss(latents, labels.flip(0), generator(0, "loss"), dropout=0.9999)
     assert float(lost) == float(swapped) != float(found)

@@ -150,7 +150,7 @@ def test_the_two_targets_share_the_weight(tmp_path, weight):
     statistics = load(tmp_path, collection)
     settings = METHODS.get("edc").Settings.model_validate(recipe.settings)
     context = Context(recipe, settings, TOY.info, TOY, [teacher], torch.device("cpu"), [statistics])
-    space, block = PixelSpace.of(teacher), Block(0, ((0, 0), (2, 0), (2, 1)))
+    space, block = PixelSpace(teacher), Block(0, ((0, 0), (2, 0), (2, 1)))
     pixels, labels = TOY.images("train", [0, 1, 2]).float() / 255, torch.tensor(block.labels)
     pool = Pool(block, context, space, category_weight=weight)
     _logits, matching = pool.forward(space.from_unit(pixels), 0)

@@ -295,7 +295,7 @@ def test_teachers_of_other_constants_see_the_same_pixels(tmp_path):
         statistics.append(load(tmp_path / recipe.key, recipe))
     settings = METHODS.get("gvbsm").Settings.model_validate(recipes[-1].settings)
     context = Context(recipes[-1], settings, TOY.info, TOY, teachers, torch.device("cpu"), statistics)
-    space = PixelSpace.of(teachers[0])
+    space = PixelSpace(teachers[0])
     pool = Pool(Block(0, ((0, 0), (1, 0))), context, space)
     pixels = TOY.images("train", range(2)).float() / 255
     for iteration, teacher in enumerate(teachers):

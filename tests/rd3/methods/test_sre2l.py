@@ -18,7 +18,7 @@ TOY = ToyDataset(side=16)
 
 
 def _space():
-    return PixelSpace.of(toy_teacher(TOY))
+    return PixelSpace(toy_teacher(TOY))
 
 
 def test_bn_loss_of_a_case_computed_by_hand():
