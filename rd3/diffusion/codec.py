@@ -76,5 +76,5 @@ def to_size(images: torch.Tensor, side: int) -> torch.Tensor:
     if whole.shape[-1] == side:
         return whole
     bicubic = transforms.InterpolationMode.BICUBIC
-    resized: torch.Tensor = transforms.resize(whole, [side, side], interpolation=bicubic, antialias=True)
-    return resized
+    scaled: torch.Tensor = transforms.resize(whole, [side, side], interpolation=bicubic, antialias=True)
+    return scaled

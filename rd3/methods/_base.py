@@ -289,11 +289,10 @@ def resolve_settings(method: str, info: DatasetInfo, ipc: int, overrides: dict[s
     Raises :class:`UnknownName` for an unknown setting and :class:`BadValue` for an invalid value.
     """
     cls = METHODS.get(method)
-    changed = dict(overrides or {})
-    for name in changed:
+    for name in overrides or {}:
         _check_name(method, name)
     try:
-        settings = cls.Settings.model_validate({**published(method, info, ipc).values, **changed})
+        settings = cls.Settings.model_validate({**published(method, info, ipc).values, **(overrides or {})})
     except ValidationError as error:
         given = error.errors()[0]["input"]
         raise BadValue(f"Method {method}, setting {first_mistake(error)}, got {given!r}.") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -21,9 +22,9 @@ from rd3.methods._recovery import (
     PixelSpace,
     RecoveryMethod,
     RecoverySettings,
-    Views,
     by_image,
     optimise,
+    shared_view,
     start,
 )
 from rd3.recipe import SetRecipe
@@ -73,9 +74,10 @@ class BatchNormMatching(RecoveryMethod):
     def blocks(self, recipe: SetRecipe, info: DatasetInfo) -> list[Block]:
         return by_image(recipe.ipc, info.num_classes, recipe.settings["batch_classes"])
 
-    def views(self, settings: Any, iteration: int) -> Views:
-        """The augmentation of one iteration."""
-        return Views(settings.crop_scale_min, settings.flip, settings.jitter, settings.two_sided)
+    def min_area(self, settings: Any, iteration: int) -> float | None:
+        """Minimum area of the random crop in one iteration, as a fraction of the image; None: no crop."""
+        area: float | None = settings.crop_scale_min
+        return area
 
     def network(self, ctx: Context) -> nn.Module:
         """The bare network against which a block is optimised."""
@@ -147,12 +149,12 @@ class BatchNormMatching(RecoveryMethod):
         settings: MatchingSettings = ctx.settings
         space = PixelSpace(ctx.teachers[0])
         labels = torch.tensor([label for batch in batches for label in batch.labels], device=ctx.device)
-        images = torch.cat([start(batch, ctx, space, own) for batch, own in zip(batches, streams, strict=True)])
+        images = torch.cat([start(batch, ctx, own) for batch, own in zip(batches, streams, strict=True)])
 
         def see(images: torch.Tensor, iteration: int, streams: Sequence[torch.Generator]) -> torch.Tensor:
-            views = self.views(settings, iteration)
-            parts = zip(images.chunk(len(streams)), streams, strict=True)
-            return torch.cat([views(part, own) for part, own in parts])
+            area, flip, jitter = self.min_area(settings, iteration), settings.flip, settings.jitter
+            view = partial(shared_view, min_area=area, flip=flip, jitter=jitter, two_sided=settings.two_sided)
+            return torch.cat(list(map(view, images.chunk(len(streams)), streams)))
 
         def first_error(images: torch.Tensor) -> torch.Tensor:
             with ctx.autocast():

@@ -14,7 +14,7 @@ from rd3.datasets import DatasetInfo
 from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Needs
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
-from rd3.methods._recovery import PixelSpace, RecoveryMethod, RecoverySettings, Views
+from rd3.methods._recovery import PixelSpace, RecoveryMethod, RecoverySettings, shared_view
 from rd3.recipe import CollectionSettings, SetRecipe
 
 
@@ -76,7 +76,7 @@ def view(images: torch.Tensor, settings: PoolSettings, stream: torch.Generator, 
     """(B, 3, H, W) in normalised space: one crop, one flip and one roll by 0 to ``jitter``, shared by the batch."""
     if settings.crop_scale_min is None:
         images = padded_crop(images, images.shape[-1] // 8, stream)
-    return Views(settings.crop_scale_min, settings.flip, jitter, two_sided=False)(images, stream)
+    return shared_view(images, stream, min_area=settings.crop_scale_min, flip=settings.flip, jitter=jitter)
 
 
 def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> torch.Tensor:
@@ -87,23 +87,23 @@ def padded_crop(images: torch.Tensor, padding: int, stream: torch.Generator) -> 
 
 
 class Pool:
-    """The teachers of a block, used one per iteration, each with its own statistics loss.
+    """The teachers of a block, used one per iteration, each with its own statistics loss; images live in its ``space``.
 
     The order continues from block to block, as a counter that is never reset: iteration ``t`` of block ``b`` uses
     teacher ``(b * iterations + t) % K``.  ``category_weight`` is the weight of the batch's class statistics in the
     target; the statistics of all images have the rest of 1.
     """
 
-    def __init__(self, block: Block, ctx: Context, space: PixelSpace, *, category_weight: float = 0.0):
+    def __init__(self, block: Block, ctx: Context, *, category_weight: float = 0.0):
         settings: PoolSettings = ctx.settings
-        self.teachers, self.space, self.autocast = ctx.teachers, space, ctx.autocast
+        self.teachers, self.space, self.autocast = ctx.teachers, PixelSpace(ctx.teachers[0]), ctx.autocast
         self.first_turn = block.index * settings.iterations
-        labels, stream = torch.tensor(block.labels, device=ctx.device), ctx.rng("drop", block.index)
+        self.labels, stream = torch.tensor(block.labels, device=ctx.device), ctx.rng("drop", block.index)
         self.losses = []
         for teacher, statistics in zip(ctx.teachers, ctx.statistics, strict=True):
             targets = [(1 - category_weight, targets_of_all(teacher.network, statistics))]
             if category_weight:
-                targets.append((category_weight, targets_of_labels(teacher.network, statistics, labels)))
+                targets.append((category_weight, targets_of_labels(teacher.network, statistics, self.labels)))
             self.losses.append(
                 MatchingLoss(
                     teacher.network,

@@ -12,7 +12,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pydantic import Field
@@ -74,13 +73,13 @@ def by_image(ipc: int, num_classes: int, size: int) -> list[Block]:
     return [Block(index, tuple((label, k) for label in group)) for index, (k, group) in enumerate(batches)]
 
 
-def start(block: Block, ctx: Context, space: PixelSpace, stream: torch.Generator) -> torch.Tensor:
-    """Initial images of a block, (B, 3, H, W) in normalised space: Gaussian noise, or those of the init set."""
+def start(block: Block, ctx: Context, stream: torch.Generator) -> torch.Tensor:
+    """Initial images of a block, (B, 3, H, W) in the first teacher's normalised space: noise, or those of the init."""
     side = ctx.info.resolution
     if ctx.init is None:
         return torch.randn((len(block.members), 3, side, side), generator=stream).to(ctx.device)
     images = ctx.init.rows(block.rows(ctx.info.num_classes)).to(ctx.device)
-    return space.from_unit(images if images.is_floating_point() else images.float() / 255)
+    return ctx.teachers[0].normalise(images if images.is_floating_point() else images.float() / 255)
 
 
 def cosine(iteration: int, iterations: int) -> float:
@@ -153,30 +152,28 @@ class BatchNormLoss(LayerLoss):
         return cast("torch.Tensor", (self.variance_weight * of_variance + of_mean).sum())
 
 
-@dataclass(frozen=True)
-class Views:
-    """Augmentation of one iteration: the same crop, flip and cyclic shift (roll) for the whole batch."""
+def shared_view(
+    images: torch.Tensor,
+    stream: torch.Generator,
+    *,
+    min_area: float | None,
+    flip: bool,
+    jitter: int,
+    two_sided: bool = False,
+) -> torch.Tensor:
+    """Square images (B, 3, H, H) -> (B, 3, H, H), differentiable: the same crop, flip and cyclic shift (roll) for all.
 
-    crop_scale_min: float | None
-    """Minimum area of the resized crop, as a fraction of the image; None disables cropping."""
-    flip: bool
-    """Flip horizontally with probability 0.5."""
-    jitter: int
-    """Maximum roll along each axis, in pixels."""
-    two_sided: bool
-    """Roll by -jitter to jitter instead of 0 to jitter."""
-
-    def __call__(self, images: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        """Square images (B, 3, H, H) -> (B, 3, H, H), differentiable."""
-        if self.crop_scale_min is not None:
-            side = images.shape[-1]
-            box = crop_boxes(1, side, side, self.crop_scale_min, stream)
-            images = crop_and_resize(images, box.expand(len(images), -1), side)
-        if self.flip and torch.rand((), generator=stream) < 0.5:
-            images = images.flip(-1)
-        low = -self.jitter if self.two_sided else 0
-        rolls = torch.randint(low, self.jitter + 1, (2,), generator=stream).tolist()
-        return images.roll(rolls, dims=(2, 3))
+    ``min_area`` of the resized crop is a fraction of the image, None disables cropping; the probability of a flip is
+    0.5; each axis is rolled by 0 to ``jitter`` pixels, or by -jitter to jitter if ``two_sided``.
+    """
+    if min_area is not None:
+        side = images.shape[-1]
+        box = crop_boxes(1, side, side, min_area, stream)
+        images = crop_and_resize(images, box.expand(len(images), -1), side)
+    if flip and torch.rand((), generator=stream) < 0.5:
+        images = images.flip(-1)
+    rolls = torch.randint(-jitter if two_sided else 0, jitter + 1, (2,), generator=stream).tolist()
+    return images.roll(rolls, dims=(2, 3))
 
 
 class PixelSpace:
@@ -189,10 +186,6 @@ class PixelSpace:
         """Clamp every channel, in place, to the values that stand for pixels in [0, 1]."""
         torch.maximum(images, -self.mean / self.std, out=images)
         torch.minimum(images, (1 - self.mean) / self.std, out=images)
-
-    def from_unit(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise pixels in [0, 1]."""
-        return (pixels - self.mean) / self.std
 
     def to_unit(self, images: torch.Tensor) -> torch.Tensor:
         """Undo the normalisation, differentiably and without clamping: the input of a network that normalises."""

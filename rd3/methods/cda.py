@@ -9,7 +9,6 @@ from pydantic import Field
 
 from rd3.methods import register_method
 from rd3.methods._bn_matching import BatchNormMatching, MatchingSettings
-from rd3.methods._recovery import Views
 
 Curriculum = Literal["cosine", "linear", "step", "none"]
 
@@ -48,10 +47,9 @@ class CDA(BatchNormMatching):
     Settings = CDASettings
     side_by_side = True
 
-    def views(self, settings: CDASettings, iteration: int) -> Views:
+    def min_area(self, settings: CDASettings, iteration: int) -> float:
         end = settings.milestone * settings.iterations
-        area = smallest_area(iteration, end, settings.curriculum, settings.crop_scale_min)
-        return Views(area, settings.flip, settings.jitter, settings.two_sided)
+        return smallest_area(iteration, end, settings.curriculum, settings.crop_scale_min)
 
 
 def smallest_area(iteration: int, end: float, curriculum: Curriculum, lowest: float) -> float:

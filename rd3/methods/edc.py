@@ -12,7 +12,7 @@ from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Cost, register_method
 from rd3.methods._pixels import to_uint8
 from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
-from rd3.methods._recovery import PixelSpace, optimise, start
+from rd3.methods._recovery import optimise, start
 from rd3.recipe import SetRecipe
 
 _TEMPERATURE = 4.0
@@ -61,11 +61,10 @@ class EDC(PoolMethod):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: EDCSettings = ctx.settings
-        space, stream = PixelSpace(ctx.teachers[0]), ctx.rng("recover", block.index)
-        labels = torch.tensor(block.labels, device=ctx.device)
+        stream = ctx.rng("recover", block.index)
         with ctx.phase("recover"):
-            pool = Pool(block, ctx, space, category_weight=settings.category_weight)
-            images = start(block, ctx, space, stream)
+            pool = Pool(block, ctx, category_weight=settings.category_weight)
+            images = start(block, ctx, stream)
             if settings.flip:
                 images = horizontal_flip(images, ctx.rng("start", block.index))
             averaged = images.clone()
@@ -75,7 +74,7 @@ class EDC(PoolMethod):
                 both = torch.cat([images, averaged]) if settings.flatness_weight else images
                 seen, *seen_averaged = view(both, settings, stream).split(len(images))
                 logits, matching = pool.forward(seen, iteration)
-                loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
+                loss = F.cross_entropy(logits, pool.labels) + settings.matching_weight * matching
                 if seen_averaged:
                     with torch.no_grad():
                         wanted = pool.logits(seen_averaged[0], iteration)
@@ -84,8 +83,8 @@ class EDC(PoolMethod):
                 return loss
 
             where = f"EDC, block {block.index}"
-            images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)
-            return to_uint8(space.to_255(images), settings.save_format)
+            images = optimise(images, loss_of, pool.space, settings, where=where, progress=ctx.progress)
+            return to_uint8(pool.space.to_255(images), settings.save_format)
 
     def cost(self, recipe: SetRecipe, info: DatasetInfo, forward: Callable[[str], Cost]) -> Cost:
         cost = super().cost(recipe, info, forward)

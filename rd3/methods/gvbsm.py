@@ -9,7 +9,7 @@ from rd3.lazy import F, torch
 from rd3.methods import Block, Context, Support, register_method
 from rd3.methods._pixels import to_uint8
 from rd3.methods._pool import Pool, PoolMethod, PoolSettings, view
-from rd3.methods._recovery import PixelSpace, optimise, start
+from rd3.methods._recovery import optimise, start
 
 _SIDE = 32
 """Side, in pixels, to which data densification pools images."""
@@ -57,21 +57,21 @@ class GVBSM(PoolMethod):
 
     def make(self, block: Block, ctx: Context) -> torch.Tensor:
         settings: GVBSMSettings = ctx.settings
-        space, stream = PixelSpace(ctx.teachers[0]), ctx.rng("recover", block.index)
-        labels = torch.tensor(block.labels, device=ctx.device)
+        stream = ctx.rng("recover", block.index)
         with ctx.phase("recover"):
-            pool, groups = Pool(block, ctx, space), class_groups(labels)
+            pool = Pool(block, ctx)
+            groups = class_groups(pool.labels)
 
             def loss_of(images: torch.Tensor, iteration: int) -> torch.Tensor:
                 seen = view(images, settings, stream, jitter=settings.jitter)
                 logits, matching = pool.forward(seen, iteration)
-                loss = F.cross_entropy(logits, labels) + settings.matching_weight * matching
+                loss = F.cross_entropy(logits, pool.labels) + settings.matching_weight * matching
                 return loss + settings.density_weight * densification(seen, groups)
 
-            images = start(block, ctx, space, stream)
+            images = start(block, ctx, stream)
             where = f"G-VBSM, block {block.index}"
-            images = optimise(images, loss_of, space, settings, where=where, progress=ctx.progress)
-            return to_uint8(space.to_255(images), settings.save_format)
+            images = optimise(images, loss_of, pool.space, settings, where=where, progress=ctx.progress)
+            return to_uint8(pool.space.to_255(images), settings.save_format)
 
 
 def class_groups(labels: torch.Tensor) -> list[torch.Tensor]:

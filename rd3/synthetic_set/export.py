@@ -52,8 +52,8 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise BadValue(f"{folder} is not empty.", "choose a new folder, so that images are not mixed")
     ids = synthetic_set.manifest.class_ids
-    unsafe = [name for name in ids if not _is_file_name(name)]
-    names = [f"{label:05d}" for label in range(len(ids))] if unsafe else list(ids)
+    usable = all(name == Path(name).name and name not in ("", "..") for name in ids)  # as names of folders
+    names = ids if usable else [f"{label:05d}" for label in range(len(ids))]
     files = [f"{names[row % len(ids)]}/{row // len(ids):05d}.png" for row in range(len(synthetic_set.images))]
     with write_errors(folder), new_folder(folder) as staging:
         for file, image in zip(files, _eight_bit(synthetic_set.images), strict=True):
@@ -63,10 +63,6 @@ def export_png(synthetic_set: SyntheticSet, folder: Path) -> Path:
         if synthetic_set.soft_labels is not None:
             write_soft_labels(staging, synthetic_set.soft_labels, files, ids)
     return folder
-
-
-def _is_file_name(name: str) -> bool:
-    return bool(name) and name == Path(name).name and name not in (".", "..")
 
 
 def export_parquet(synthetic_set: SyntheticSet, path: Path) -> Path:

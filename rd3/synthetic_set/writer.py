@@ -153,7 +153,9 @@ class SetWriter:
         if len(dtypes) > 1:
             raise BadValue(f"Method {self.recipe.method} generated blocks of different types: {', '.join(dtypes)}.")
         files = {block_name(index): sha256_file(self.folder / block_name(index)) for index in sorted(self.blocks)}
-        self._remove_strays(set(files))
+        for path in (self.folder / BLOCKS).iterdir():
+            if f"{BLOCKS}/{path.name}" not in files:  # left by an interrupted write or by another recipe
+                path.unlink()
         phases = _summed(headers)
         peaks = [each["peak_mib"] for each in headers if each["peak_mib"] is not None]
         count, side = self.recipe.ipc * self.info.num_classes, self.recipe.resolution
@@ -201,12 +203,6 @@ class SetWriter:
                 parts.append(opened.get_tensor("soft_labels"))
             rows += block.rows(self.info.num_classes)
         return SoftLabels(torch.cat(parts), kind).take(torch.tensor(rows).argsort())
-
-    def _remove_strays(self, known: set[str]) -> None:
-        """Delete files left by an interrupted write or by another recipe."""
-        for path in (self.folder / BLOCKS).iterdir():
-            if f"{BLOCKS}/{path.name}" not in known:
-                path.unlink()
 
 
 def _summed(headers: list[dict[str, Any]]) -> dict[str, Phase]:

@@ -13,6 +13,7 @@ from rd3.augment import crop_boxes
 from rd3.datasets import dataset_info
 from rd3.methods import METHODS, resolve_settings
 from rd3.methods._base import published, reductions
+from rd3.methods._recovery import shared_view
 from rd3.methods.cda import smallest_area
 from rd3.seeding import generator
 from rd3.synthesis import synthesize
@@ -82,10 +83,10 @@ def test_views_are_cut_out_at_least_that_large(iteration):
     settings = resolve_settings("cda", dataset_info("cifar10"), 1, {"iterations": 200, "curriculum": "linear"})
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     images = torch.stack([rows, columns, rows]).expand(2, 3, 32, 32)
-    view, stream = METHODS.get("cda")().views(settings, iteration), torch.Generator().manual_seed(iteration)
+    area, stream = METHODS.get("cda")().min_area(settings, iteration), torch.Generator().manual_seed(iteration)
     shares = []
     for _draw in range(150):
-        seen = view(images, stream)
+        seen = shared_view(images, stream, min_area=area, flip=settings.flip, jitter=settings.jitter)
         high, wide = (float(seen[:, c].max() - seen[:, c].min()) + 1 for c in (0, 1))
         shares.append(high * wide / 32**2)
     lowest = 1 - 0.92 * min(1, iteration / 200)

@@ -15,7 +15,6 @@ from rd3.methods import METHODS, Block, Context, Cost, resolve_settings
 from rd3.methods._base import published
 from rd3.methods._matching import MatchingLoss, targets_of_all, targets_of_labels
 from rd3.methods._pool import Pool
-from rd3.methods._recovery import PixelSpace
 from rd3.methods.edc import flatness
 from rd3.planning.teacher_roles import teacher_role
 from rd3.recipe import SetRecipe, StatisticsRecipe
@@ -150,10 +149,10 @@ def test_the_two_targets_share_the_weight(tmp_path, weight):
     statistics = load(tmp_path, collection)
     settings = METHODS.get("edc").Settings.model_validate(recipe.settings)
     context = Context(recipe, settings, TOY.info, TOY, [teacher], torch.device("cpu"), [statistics])
-    space, block = PixelSpace(teacher), Block(0, ((0, 0), (2, 0), (2, 1)))
+    block = Block(0, ((0, 0), (2, 0), (2, 1)))
     pixels, labels = TOY.images("train", [0, 1, 2]).float() / 255, torch.tensor(block.labels)
-    pool = Pool(block, context, space, category_weight=weight)
-    _logits, matching = pool.forward(space.from_unit(pixels), 0)
+    pool = Pool(block, context, category_weight=weight)
+    _logits, matching = pool.forward(teacher.normalise(pixels), 0)
     of_all, of_labels = _distances(pixels, labels, teacher, statistics)
     assert abs(of_all - of_labels) > 0.5
     assert float(matching) == pytest.approx((1 - weight) * of_all + weight * of_labels, rel=1e-4)

@@ -16,7 +16,6 @@ from rd3.layer_statistics import collect, load
 from rd3.methods import METHODS, Block, Context, Cost, resolve_settings
 from rd3.methods._matching import MatchingLoss, targets_of_all
 from rd3.methods._pool import Pool, view
-from rd3.methods._recovery import PixelSpace
 from rd3.methods.gvbsm import class_groups, densification
 from rd3.recipe import StatisticsRecipe
 from rd3.seeding import generator
@@ -295,11 +294,10 @@ def test_teachers_of_other_constants_see_the_same_pixels(tmp_path):
         statistics.append(load(tmp_path / recipe.key, recipe))
     settings = METHODS.get("gvbsm").Settings.model_validate(recipes[-1].settings)
     context = Context(recipes[-1], settings, TOY.info, TOY, teachers, torch.device("cpu"), statistics)
-    space = PixelSpace(teachers[0])
-    pool = Pool(Block(0, ((0, 0), (1, 0))), context, space)
+    pool = Pool(Block(0, ((0, 0), (1, 0))), context)
     pixels = TOY.images("train", range(2)).float() / 255
     for iteration, teacher in enumerate(teachers):
-        logits, matching = pool.forward(space.from_unit(pixels), iteration)
+        logits, matching = pool.forward(teachers[0].normalise(pixels), iteration)
         torch.testing.assert_close(logits, teacher(pixels))
         assert float(matching) > 0
 

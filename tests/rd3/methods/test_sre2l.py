@@ -9,7 +9,7 @@ from torch import nn
 from rd3.errors import Diverged, Unsupported
 from rd3.methods import METHODS
 from rd3.methods._moments import _image_means, channel_moments
-from rd3.methods._recovery import BatchNormLoss, PixelSpace, RecoverySettings, Views, cosine, optimise
+from rd3.methods._recovery import BatchNormLoss, PixelSpace, RecoverySettings, cosine, optimise, shared_view
 from rd3.synthesis import synthesize
 from rd3.synthetic_set import SyntheticSet
 from rd3.testing import ToyDataset, toy_teacher, trial_recipe
@@ -192,11 +192,11 @@ def test_pixels_that_are_not_finite_after_the_last_step_are_said_to_be_so():
 @pytest.mark.parametrize(("two_sided", "rolls"), [(False, range(3)), (True, range(-2, 3))])
 def test_views_are_shared_by_the_batch_and_roll_in_range(two_sided, rolls):
     images = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 3, 8, 8)
-    view, stream = Views(None, False, 2, two_sided), torch.Generator().manual_seed(0)
+    stream = torch.Generator().manual_seed(0)
     allowed = {(h, w): torch.roll(images, (h, w), (2, 3)) for h in rolls for w in rolls}
     seen = set()
     for _draw in range(400):
-        out = view(images, stream)
+        out = shared_view(images, stream, min_area=None, flip=False, jitter=2, two_sided=two_sided)
         seen |= {place for place, expected in allowed.items() if torch.equal(out, expected)}
         assert torch.equal(out[0], out[1]) and any(torch.equal(out, expected) for expected in allowed.values())
     assert seen == set(allowed)
@@ -204,8 +204,8 @@ def test_views_are_shared_by_the_batch_and_roll_in_range(two_sided, rolls):
 
 def test_views_crop_and_flip_the_whole_batch_alike():
     images = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).expand(3, 3, 16, 16)
-    view, stream = Views(0.08, True, 4, False), torch.Generator().manual_seed(1)
-    outs = [view(images, stream) for _draw in range(5)]
+    stream = torch.Generator().manual_seed(1)
+    outs = [shared_view(images, stream, min_area=0.08, flip=True, jitter=4) for _draw in range(5)]
     assert all(out.shape == (3, 3, 16, 16) and torch.equal(out[0], out[2]) for out in outs)
     assert not torch.equal(outs[0], outs[1])
 
