@@ -16,7 +16,7 @@ _BYTES_PER_VALUE = 4
 LATENT_CHANNELS = 4
 """Of the VAE of Stable Diffusion, which DiT uses too, and of the autoencoders that are trained here."""
 _IMAGE_CHANNELS = 3
-_PASSES_PER_OUTPUT = 8
+_ACCESSES_PER_OUTPUT = 8
 """Reads and writes per output of a convolution or a linear layer, with its norm, activation and residual; a guess."""
 
 
@@ -26,16 +26,15 @@ class Tally:
 
     macs: int = 0
     """Multiply-adds."""
-    values: int = 0
-    """Weights."""
-    outputs: int = 0
+    weights: int = 0
+    accesses: int = 0
     """Values read or written, a rough guess."""
 
     def linear(self, fan_in: int, fan_out: int, positions: int) -> None:
         """A linear layer, or a convolution with all its taps in ``fan_in``, at this number of positions."""
         self.macs += fan_in * fan_out * positions
-        self.values += fan_in * fan_out
-        self.outputs += _PASSES_PER_OUTPUT * fan_out * positions
+        self.weights += fan_in * fan_out
+        self.accesses += _ACCESSES_PER_OUTPUT * fan_out * positions
 
     def residual(self, channels: int, out_channels: int, positions: int, time: int) -> None:
         """A residual block with two 3x3 convolutions; ``time``: dimension of the embedded time, 0 without."""
@@ -163,7 +162,7 @@ def _dit(config: Mapping[str, Any], resolution: int) -> Sizes:
     if not levels:
         return Sizes(forward, values, 3 * side**2)
     vae = autoencoder_tally(levels, config.get("layers", 1), resolution)
-    return Sizes(forward, values + vae.values, LATENT_CHANNELS * side**2, _cost(vae))
+    return Sizes(forward, values + vae.weights, LATENT_CHANNELS * side**2, _cost(vae))
 
 
 def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
@@ -173,11 +172,11 @@ def _text_to_image(config: Mapping[str, Any], resolution: int) -> Sizes:
     # 150: rows for the tokens of a local tokenizer, biases and norms, roughly
     encoder = 12 * text**2 * config.get("text_depth", 2) + (length + 150) * text
     vae = autoencoder_tally(config["autoencoder"], layers, resolution)
-    return Sizes(_cost(unet), unet.values + vae.values + encoder, LATENT_CHANNELS * side**2, _cost(vae))
+    return Sizes(_cost(unet), unet.weights + vae.weights + encoder, LATENT_CHANNELS * side**2, _cost(vae))
 
 
 def _cost(tally: Tally) -> Cost:
-    return Cost(2.0 * tally.macs, float(_BYTES_PER_VALUE * tally.outputs))
+    return Cost(2.0 * tally.macs, float(_BYTES_PER_VALUE * tally.accesses))
 
 
 SIZED: dict[str, Callable[[Mapping[str, Any], int], Sizes]] = {"dit": _dit, "text-to-image": _text_to_image}

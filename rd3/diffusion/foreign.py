@@ -18,8 +18,6 @@ from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
 from rd3.recipe import BackboneRecipe, Data
 from rd3.values import digest
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def import_backbone(
     source: Path | str,
@@ -74,7 +72,7 @@ def _folder(source: Path | str, backbone_class: type[Backbone], revision: str | 
     """The local folder of a model with all its components, and its commit if it is known."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(str(source)):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise _no_folder(source)
         folder = _downloaded(str(source), revision)
     elif revision is not None and revision != _commit(folder):

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from rd3.diffusion.backbone import Inputs
     from rd3.teacher.training import Images
 
-_ENCODED = 128
-"""Images that an autoencoder encodes at once."""
-
 
 def batches_in_order(images: Images, count: int, size: int) -> Iterator[torch.Tensor]:
     """The first ``count`` images as (``size``, 3, H, W) in [0, 1]; the last batch may be smaller."""
@@ -61,5 +58,5 @@ def latent_inputs(images: Images, flip: bool, *, codec: Autoencoder) -> Inputs:
 @torch.no_grad()
 def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
-    batches = batches_in_order(images, len(images.labels), _ENCODED)
+    batches = batches_in_order(images, len(images.labels), 128)
     return torch.cat([codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches])

@@ -48,6 +48,7 @@ def insert_scales(transformer: DiTTransformer2DModel) -> None:
     blocks = transformer.transformer_blocks
     for block in blocks[: len(blocks) // 2]:
         projection, last = block.attn1.to_out[0], block.ff.net[2]
+        # Attention ends in its projection, which has two scales: its own, and that of attention's residual.
         for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, projection, projection, last):
             gamma = nn.Parameter(torch.ones(layer.out_features, device=layer.weight.device))
             for name in ("weight", "bias"):

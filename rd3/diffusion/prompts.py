@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 NEGATIVE = "cartoon, anime, painting"
 """The negative prompt of D4M, whose characters local tokenizers know as well."""
 _START, _END, _LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
-_SPECIAL = 2
-"""Tokens of a prompt besides its words: those of its start and end."""
 
 
 def local_tokenizer(texts: Iterable[str], length: int) -> CLIPTokenizer:
@@ -47,7 +45,8 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[list[int
                     f"The tokenizer of the text-to-image model does not know {word!r} in the prompt {prompt!r}.",
                     "use words that the model was trained with",
                 )
-        tokens, most = len(_plain(tokenizer, prompt)), tokenizer.model_max_length - _SPECIAL
+        # Start and end of a prompt take two tokens.
+        tokens, most = len(_plain(tokenizer, prompt)), tokenizer.model_max_length - 2
         if tokens > most:
             fact = f"The prompt {prompt!r} has {tokens} tokens, the text-to-image model reads {most}."
             raise BadValue(fact, "shorten the prompt")

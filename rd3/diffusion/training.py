@@ -137,6 +137,6 @@ def _restore(path: Path, key: str, precision: str, runs: list[_StageTraining], p
     if found is None or (found.key, found.precision) != (key, precision):
         return Counters(curve={})
     for run in runs:
-        own = {name: value for name, value in found.tensors.items() if name.startswith(f"{run.stage.name}/")}
-        run.restore({name.removeprefix(f"{run.stage.name}/"): value for name, value in own.items()})
+        # Tensors of other stages keep their prefix, and so are none of this one's.
+        run.restore({name.removeprefix(f"{run.stage.name}/"): value for name, value in found.tensors.items()})
     return found.counters

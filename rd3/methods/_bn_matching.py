@@ -171,6 +171,7 @@ class BatchNormMatching(RecoveryMethod):
                 classified = len(batches) * F.cross_entropy(logits.float(), labels)
                 loss = classified + settings.bn_weight * statistics.value()
                 if iteration == 0 and gradient is not None:
+                    # A term of value 0 whose gradient with respect to the images is ``gradient``.
                     loss = loss + (gradient * (images - images.detach())).sum()
                 return loss
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 BATCH = {"cpu": 16}
 """Images sampled together, by device; affects the images by rounding alone, and is in no key."""
 BATCH_ELSEWHERE = 32
-BLOCKS_TOGETHER = 10
-"""Blocks that are sampled together on a GPU."""
 
 
 class DiffusionMethod(Method):
@@ -31,7 +29,7 @@ class DiffusionMethod(Method):
 
     def blocks_at_once(self, info: DatasetInfo, device: torch.device) -> int:
         """On a GPU several, which together fill a batch where a class has few images."""
-        return 1 if device.type == "cpu" else BLOCKS_TOGETHER
+        return 1 if device.type == "cpu" else 10
 
     def make_many(self, blocks: Sequence[Block], ctx: Context) -> list[torch.Tensor]:
         """Sample small blocks as one, so that a batch is full; large ones one after the other."""

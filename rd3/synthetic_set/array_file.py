@@ -14,7 +14,7 @@ from rd3.errors import BadValue, DataCorrupt
 from rd3.foreign_files import AGAIN, require_whole
 from rd3.inputs.notes import Note, Say
 from rd3.lazy import torch
-from rd3.synthetic_set.tensor_file import SAVE, ForeignSet, set_of_fields
+from rd3.synthetic_set.tensor_file import HOW_TO_SAVE, ForeignSet, set_of_fields
 
 
 def read_array_file(path: Path, classes: int, say: Say) -> ForeignSet:
@@ -28,7 +28,7 @@ def read_array_file(path: Path, classes: int, say: Say) -> ForeignSet:
     pickled: list[str] = []
     opened = _opened(path)
     if isinstance(opened, np.ndarray):
-        raise BadValue(f"{path.name} holds one array, expected 'images' and 'labels'.", SAVE)
+        raise BadValue(f"{path.name} holds one array, expected 'images' and 'labels'.", HOW_TO_SAVE)
     with opened:
         for name in opened.files:
             try:
@@ -50,7 +50,7 @@ def read_array(path: Path) -> np.ndarray:
     if not isinstance(found, np.ndarray):
         with found:
             names = ", ".join(found.files[:5]) or "nothing"
-        raise BadValue(f"{path.name} is an archive of {names}, expected one array.", SAVE)
+        raise BadValue(f"{path.name} is an archive of {names}, expected one array.", HOW_TO_SAVE)
     return found
 
 
@@ -59,7 +59,7 @@ def _opened(path: Path) -> np.ndarray | NpzFile:
     try:
         opened: np.ndarray | NpzFile = np.load(path, allow_pickle=False)
     except ValueError:  # whose text advises to unpickle the file
-        raise BadValue(f"{path.name} holds no plain array.", SAVE) from None
+        raise BadValue(f"{path.name} holds no plain array.", HOW_TO_SAVE) from None
     return opened
 
 

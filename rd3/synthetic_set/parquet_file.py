@@ -12,7 +12,7 @@ from rd3.foreign_files import require_whole
 from rd3.inputs.notes import Note, Say
 from rd3.inputs.parquet import open_parquet, parquet_class_names, read_columns
 from rd3.lazy import pa, torch
-from rd3.synthetic_set.tensor_file import SOFT, SOFT_LABEL_KIND, ForeignSet, foreign_set
+from rd3.synthetic_set.tensor_file import SOFT_LABEL_KIND, SOFT_NAMES, ForeignSet, foreign_set
 
 _IMAGES, _LABELS = ("image", "images", "img"), ("label", "labels", "fine_label")
 
@@ -28,7 +28,7 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> ForeignSet:
     require_whole(path)
     schema = open_parquet(path).schema_arrow
     image, label = (_first(schema.names, names, path) for names in (_IMAGES, _LABELS))
-    soft = [name for name in schema.names if SOFT.search(name.lower()) and name not in (image, label)]
+    soft = [name for name in schema.names if SOFT_NAMES.search(name.lower()) and name not in (image, label)]
     table = read_columns(path, [image, label, *soft])
     left = sorted(set(schema.names) - {image, label, *soft})
     if left:

@@ -19,8 +19,8 @@ LABELS = ("labels", "label", "y", "targets", "target", "label_syn", "labels_syn"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of ``torch.save`` begin: a zip archive, or the magic number before torch 1.6."""
-SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
-SOFT = re.compile(r"soft|logit|prob(?!lem)|teacher|relabel|label_?syn|fkd")
+HOW_TO_SAVE = "save {'images': ..., 'labels': ...} as .safetensors (safetensors.torch.save_file) or .pt (torch.save)"
+SOFT_NAMES = re.compile(r"soft|logit|prob(?!lem)|teacher|relabel|label_?syn|fkd")
 """Names of fields that may hold soft labels."""
 SOFT_LABEL_KIND = "soft_label_kind"
 """The field that says what soft labels are: ``logits`` or ``probabilities``."""
@@ -61,9 +61,9 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
 
     if path.suffix not in SUFFIXES and not _saved_by_torch(path):
         require_whole(path)
-        fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else SAVE
+        fix = "unpack it and import the folder or file in it" if path.suffix in _ARCHIVES else HOW_TO_SAVE
         raise BadValue(f"{path.name} ends in {path.suffix!r}, expected .safetensors, .pt, .npz or .parquet.", fix)
-    fix = f"{SAVE}; labels in a file of their own are given with --labels FILE"
+    fix = f"{HOW_TO_SAVE}; labels in a file of their own are given with --labels FILE"
     found = read_torch_file(path, "a file of images and labels", fix)
     if isinstance(found, Mapping) and (several := _sets_under_data(found)):
         beside = {name: value for name, value in found.items() if name != "data"}
@@ -74,7 +74,7 @@ def read_tensor_file(path: Path, classes: int, say: Say, number: int | None = No
         found = {"images": found[0], "labels": found[1]}
     if not isinstance(found, Mapping):
         raise BadValue(
-            f"{path.name} holds a {type(found).__name__} of {len(found)}, expected 'images' and 'labels'.", SAVE
+            f"{path.name} holds a {type(found).__name__} of {len(found)}, expected 'images' and 'labels'.", HOW_TO_SAVE
         )
     return set_of_fields(path.name, {str(name): value for name, value in found.items()}, _header(path), classes, say)
 
@@ -89,10 +89,10 @@ def set_of_fields(file: str, fields: Mapping[str, Any], notes: Mapping[str, Any]
     images, labels = _field_of(fields, IMAGES), _field_of(fields, LABELS)
     if images is None or labels is None:
         found = ", ".join(sorted(fields)[:5]) or "nothing"
-        raise BadValue(f"{file} holds {found}, expected tensors 'images' and 'labels'.", SAVE)
+        raise BadValue(f"{file} holds {found}, expected tensors 'images' and 'labels'.", HOW_TO_SAVE)
     for what, name in (("images", images), ("labels", labels)):
         if isinstance(fields[name], UnreadObject):
-            raise BadValue(f"{name!r} in {file} is a pickled {type(fields[name]).__name__}, not a tensor.", SAVE)
+            raise BadValue(f"{name!r} in {file} is a pickled {type(fields[name]).__name__}, not a tensor.", HOW_TO_SAVE)
         if name != what:
             say(Note(f"{what} are read from {_field(file, name)}"))
     beside = {name: value for name, value in fields.items() if name not in (images, labels)}
@@ -161,7 +161,7 @@ def _soft_label_field(others: Mapping[str, Any], classes: int, file: str) -> str
     for name, value in others.items():
         shape = tuple(getattr(value, "shape", ()))
         array = type(value).__name__.endswith("multiarray._reconstruct")  # a NumPy array, which is not unpickled
-        named = SOFT.search(name.lower()) and (shape or array or isinstance(value, (list, tuple, Mapping)))
+        named = SOFT_NAMES.search(name.lower()) and (shape or array or isinstance(value, (list, tuple, Mapping)))
         floats = bool(shape) and value.dtype.is_floating_point
         if floats and len(shape) == 2 and shape[1] == classes:
             found.append(name)

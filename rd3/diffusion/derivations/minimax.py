@@ -98,6 +98,7 @@ class MinimaxFineTuning(Derivation):
         return {"final_loss": losses[-1] if losses else 0.0, "trained_values": trained_values, **stopwatch.spent()}
 
     def cost(self, settings: MinimaxTuning, info: DatasetInfo, forward: Cost) -> Cost:
+        # A backward pass costs about two forward passes.
         return 3 * settings.epochs * info.train_count * forward
 
     def file_bytes(self, settings: MinimaxTuning, info: DatasetInfo, backbone: BackboneRecipe) -> int:

@@ -24,10 +24,5 @@ def convnet(
             nn.AvgPool2d(2),
         ]
     side = resolution >> depth
-    return nn.Sequential(
-        OrderedDict(
-            features=nn.Sequential(*layers),
-            flatten=nn.Flatten(),
-            classifier=nn.Linear(width * side * side, num_classes),
-        )
-    )
+    classifier = nn.Linear(width * side * side, num_classes)
+    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=classifier))
