@@ -24,8 +24,7 @@ class AveragedTraining:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            values = [value.detach() for value in self.parameters.values()]
-            torch._foreach_lerp_(self.average, values, 1 - self.ema)
+            torch._foreach_lerp_(self.average, list(self.parameters.values()), 1 - self.ema)
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -38,16 +38,16 @@ def latent_inputs(images: Images, flip: bool, *, codec: Autoencoder) -> Inputs:
     """
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    own = _moments(images, codec, mirrored=False)
-    of_mirrored = _moments(images, codec, mirrored=True) if flip else None
+    parameters = _posterior_parameters(images, codec, mirrored=False)
+    of_mirrored = _posterior_parameters(images, codec, mirrored=True) if flip else None
 
     def draw(positions: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        there = positions.to(own.device)
-        moments = own[there]
+        there = positions.to(parameters.device)
+        chosen = parameters[there]
         if of_mirrored is not None:
             mirrored = (torch.rand(len(positions), generator=stream) < 0.5).to(there.device)
-            moments = torch.where(mirrored[:, None, None, None], of_mirrored[there], moments)
-        posterior = DiagonalGaussianDistribution(moments)
+            chosen = torch.where(mirrored[:, None, None, None], of_mirrored[there], chosen)
+        posterior = DiagonalGaussianDistribution(chosen)
         noise = torch.randn(posterior.mean.shape, generator=stream).to(there.device)
         latents: torch.Tensor = (posterior.mean + posterior.std * noise) * codec.vae.config.scaling_factor
         return latents
@@ -56,7 +56,7 @@ def latent_inputs(images: Images, flip: bool, *, codec: Autoencoder) -> Inputs:
 
 
 @torch.no_grad()
-def _moments(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
+def _posterior_parameters(images: Images, codec: Autoencoder, *, mirrored: bool) -> torch.Tensor:
     """(N, 2C, h, w): means and logarithms of the variances of all posteriors."""
     batches = batches_in_order(images, len(images.labels), 128)
     return torch.cat([codec.posterior(pixels.flip(3) if mirrored else pixels).parameters for pixels in batches])
