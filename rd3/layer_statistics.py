@@ -71,7 +71,7 @@ class StatisticsManifest(ArtifactManifest):
     """sha256 of ``statistics.safetensors``."""
 
 
-def whole_tiles(maps: torch.Tensor, patch: int) -> torch.Tensor:
+def resized_to_tiles(maps: torch.Tensor, patch: int) -> torch.Tensor:
     """Resize (B, D, H, W), bilinear without antialias, to the next multiples of ``patch``; differentiable."""
     side = [-(-length // patch) * patch for length in maps.shape[-2:]]
     return maps if side == list(maps.shape[-2:]) else F.interpolate(maps, side, mode="bilinear", align_corners=False)
@@ -85,7 +85,7 @@ def tile_means(maps: torch.Tensor, patch: int) -> torch.Tensor:
 
 
 def spread_tiles(values: torch.Tensor, patch: int, height: int, width: int) -> torch.Tensor:
-    """Assign every pixel the value of its tile: (..., T) -> (..., H, W); the transpose of :func:`tile_means`."""
+    """Assign every pixel the value of its tile: (..., T) -> (..., H, W)."""
     tiles: torch.Tensor = values.unflatten(-1, (height // patch, width // patch))
     return tiles.repeat_interleave(patch, -2).repeat_interleave(patch, -1)
 
@@ -97,7 +97,7 @@ def moments_of_images(maps: torch.Tensor, patch: int | None) -> Moments:
     variance = (maps - mean[:, :, None, None]).square_().mean((2, 3))
     if patch is None:
         return Moments(mean, variance)
-    maps = whole_tiles(maps, patch)
+    maps = resized_to_tiles(maps, patch)
     patch_mean = tile_means(maps.mean(1), patch)
     centred = maps - spread_tiles(patch_mean, patch, *maps.shape[-2:])[:, None]
     return Moments(mean, variance, patch_mean, tile_means(centred.square_().mean(1), patch))

@@ -143,8 +143,10 @@ class Context:
                 verified = self.roots.home / "verified" / f"{entry.key[:16]}-{setting[:16]}"
                 verify = not verified.exists()
                 # Files of an older format of recipes state the former key.
-                how: dict[str, Any] = {"device": self.device, "verify": verify, "formerly": entry.formerly}
-                loaded.append(teacher.load(folder, recipe, self.dataset, **how))
+                network = teacher.load(
+                    folder, recipe, self.dataset, device=self.device, verify=verify, formerly=entry.formerly
+                )
+                loaded.append(network)
                 if verify:
                     write_atomically(verified, now())
             self.loaded[keys] = loaded

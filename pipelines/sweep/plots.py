@@ -39,7 +39,7 @@ def _axes(tuning: Tuning) -> dict[str, Axes]:
     found = {}
     if scores:
         found["history"] = drawn.plot_optimization_history(study, target_name=SCORE)
-    if len(scores) >= 3 and len(set(scores)) > 1:  # fewer have no variance to explain
+    if len(scores) >= 3 and len(set(scores)) > 1:  # else nothing explains a difference
         evaluator = PedAnovaImportanceEvaluator()  # Optuna 4 has another by default
         found["importance"] = drawn.plot_param_importances(study, evaluator=evaluator, target_name=SCORE)
         found["parallel"] = drawn.plot_parallel_coordinate(study, target_name=SCORE)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rd3.foreign_files import broken_file
-from rd3.inputs.pictures import check_depth, peculiarity, picture_fault, whole_pictures
+from rd3.inputs.pictures import check_depth, peculiarity, picture_fault, refusing_truncated_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@whole_pictures()
+@refusing_truncated_pictures()
 def decode(encoded: bytes, where: str) -> Image:
     """Decode an RGB image; raises :class:`DataCorrupt`, with ``where`` (file and row) in the message.
 
@@ -32,7 +32,7 @@ def decode(encoded: bytes, where: str) -> Image:
         raise (broken_file(where) if Path(where).is_file() else None) or fact from error
 
 
-@whole_pictures()
+@refusing_truncated_pictures()
 def lost_in_rgb(encoded: bytes) -> list[str]:
     """What :func:`decode` drops or ignores of an image that it can decode, in the words of :func:`peculiarity`."""
     from PIL import Image

@@ -72,7 +72,7 @@ def own_teacher(
     on_pixels = network if given == _UNIT else NormalisedNetwork(network, given).eval().to(device)
     places = range(min(_SHAPE_IMAGES, len(dataset.labels("validation"))))
     pixels = to_unit(dataset.images("validation", places)).to(device)
-    with observed() as called:
+    with observed() as called:  # notes the modules that are called, for messages, and restores their buffers
         _check_logits(on_pixels, pixels, dataset)
         check_steady(NAME, lambda some: _logits(on_pixels, some), pixels, called, batch_statistics=batch_statistics)
     tested = predict(on_pixels, dataset, "validation", verification_list(dataset), device=device)
@@ -107,7 +107,10 @@ def check_class_count(logits: torch.Tensor, dataset: Dataset) -> None:
 
 
 def identity(teacher: nn.Module, normalisation: Constants | None) -> list[torch.Tensor]:
-    """The tensors that identify a teacher: its state dict, and the constants if they were stated."""
+    """The tensors that identify a teacher: its state dict, and the constants if they were stated.
+
+    No state dict of a :class:`NormalisedNetwork` has these; RD3's own teachers keep the digests of their weights alone.
+    """
     state = [value for value in teacher.state_dict().values() if isinstance(value, torch.Tensor)]
     if normalisation is None or not isinstance(teacher, NormalisedNetwork):
         return state

@@ -15,8 +15,9 @@ PACK_SIZE = 8
 
 
 class Views(Frozen):
-    """All fields that determine the augmented pixels of an evaluation and the teachers' logits on them, not rounded.
+    """All fields that determine the augmented pixels of an evaluation and the teachers' logits on them.
 
+    That is, logits before an evaluation rounds them as its stored labels (``label_dtype``, ``label_top_k``).
     Evaluations with equal values may share both, regardless of their students, losses and schedules.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rd3.errors import BadValue
 from rd3.inputs.notes import Note
-from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
+from rd3.inputs.pictures import DOUBTFUL, picture_fault, refusing_truncated_pictures, rgb_of
 from rd3.lazy import torch
 
 _FORMS = "a tensor, a NumPy array, a list of images or a column of datasets"
@@ -104,7 +104,7 @@ def images_of(images: Any, side: int, name: str) -> tuple[torch.Tensor, list[Not
     whole = isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind != "O")
     if whole or not is_column(images):
         return _channels_first(tensor_of(images, "images"), side, name)
-    with whole_pictures():  # pictures that are cut off are errors, also where a column decodes them itself
+    with refusing_truncated_pictures():  # pictures that are cut off are errors, also where a column decodes them itself
         rows = rows_of(images, "images")
         if not rows:
             raise BadValue("There are no images.", _FIX)

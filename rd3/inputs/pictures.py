@@ -32,7 +32,7 @@ DOUBTFUL = (TRANSPARENT, FRAMES, TURNED)
 
 
 class _Strict:
-    """How many contexts of :func:`whole_pictures` are open in this process, and what PIL's flag was before."""
+    """How many :func:`refusing_truncated_pictures` contexts are open in this process, and PIL's flag before."""
 
     lock = threading.Lock()
     depth = 0
@@ -40,7 +40,7 @@ class _Strict:
 
 
 @contextlib.contextmanager
-def whole_pictures() -> Iterator[None]:
+def refusing_truncated_pictures() -> Iterator[None]:
     """A context, or decorator, in which a picture that is cut off is an error of PIL's and never becomes half grey.
 
     It switches ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` off, which notebooks set.  That flag is the process's, so the
@@ -135,7 +135,7 @@ def picture_fault(error: Exception, where: str, fix: str) -> DataCorrupt:
     return DataCorrupt(f"{where} cannot be decoded as an image ({said[0] if said else type(error).__name__}).", fix)
 
 
-@whole_pictures()
+@refusing_truncated_pictures()
 def rgb_of(image: Image, where: str) -> tuple[np.ndarray, str | None]:
     """(H, W, 3) uint8 pixels of a picture of any 8-bit mode, and its :func:`peculiarity`.
 

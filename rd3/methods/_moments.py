@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from rd3.layer_statistics import spread_tiles, tile_means, whole_tiles
+from rd3.layer_statistics import resized_to_tiles, spread_tiles, tile_means
 from rd3.models._matched import Moments
 
 
 class _ChannelMoments(torch.autograd.Function):
-    """Forward takes one pass over the maps for sums and one for sums of squares, backward one more; neither makes
-    another tensor of their size.
+    """Forward takes one pass over the maps for sums and one for sums of squares, backward one more for the gradient.
 
     torch's ``var_mean`` takes ten times as long on a CPU, mean and centred squares four times.  The error of a variance
     is about ``eps (mean^2 + variance)``, which is negligible wherever BatchNorm is useful.
@@ -21,7 +20,7 @@ class _ChannelMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: torch.Tensor, batches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, square = (sums.unflatten(0, (batches, -1)).mean(1) for sums in _image_means(maps))
+        mean, square = (means.unflatten(0, (batches, -1)).mean(1) for means in _image_means(maps))
         ctx.save_for_backward(maps, mean)
         return mean, square - mean.square()
 
@@ -82,4 +81,4 @@ def moments_of_batch(maps: torch.Tensor, patch: int | None) -> Moments:
     mean, var = (values[0] for values in channel_moments(maps, 1))
     if patch is None:
         return Moments(mean, var)
-    return Moments(mean, var, *_tile_moments(whole_tiles(maps, patch), patch))
+    return Moments(mean, var, *_tile_moments(resized_to_tiles(maps, patch), patch))

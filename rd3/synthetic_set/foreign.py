@@ -29,7 +29,7 @@ from rd3.inputs.files import (
 )
 from rd3.inputs.names import match_names
 from rd3.inputs.notes import Note, Say, warn_of_doubts
-from rd3.inputs.pictures import DOUBTFUL, picture_fault, rgb_of, whole_pictures
+from rd3.inputs.pictures import DOUBTFUL, picture_fault, refusing_truncated_pictures, rgb_of
 from rd3.inputs.pixels import Space, stated_space
 from rd3.lazy import torch
 from rd3.recipe import Data, Normalisation, SetRecipe, SourceSplit
@@ -76,7 +76,8 @@ def import_folder(
     label_of = _labels_by_name(names, info)
     if not label_of:
         _refuse_files_of_sets(source)
-    numbered = any(all(name == form.format(label_of.get(name, -1)) for name in names) for form in _NUMBERS)
+    forms = [form for form in _NUMBERS if all(name == form.format(label_of.get(name, -1)) for name in names)]
+    numbered = bool(names and forms)
     order = _stated_order(source) if numbered else None
     images, labels, files = _read_folders(source, names, label_of, info, say)
     left = sentence_on_unread(source, names, [SOFT_LABELS])
@@ -129,7 +130,7 @@ def _labels_by_name(folders: Sequence[str], info: DatasetInfo) -> dict[str, int]
     numbers = [[form.format(label) for label in range(info.num_classes)] for form in _NUMBERS]
     namings = (info.class_ids, info.class_names, *numbers)
     by_id, by_name, *by_number = (match_names(folders, naming) for naming in namings)
-    # All folders must use the same naming, as 00001 could be both a name and a label.
+    # Numbers must be those of all folders, as 00001 could be both a name and a label; IDs and names may be mixed.
     for naming in (by_id, by_name, *by_number):
         if len(naming) == len(folders):
             return naming
@@ -192,7 +193,7 @@ def _classes_of_numbers(label_of: dict[str, int], info: DatasetInfo) -> str:
     return ", ".join([*pairs[:2], "...", pairs[-1]] if len(pairs) > 3 else pairs)
 
 
-@whole_pictures()
+@refusing_truncated_pictures()
 def _decode(path: Path, side: int) -> tuple[torch.Tensor, str | None]:
     """(3, side, side) uint8 pixels of a file, and what was dropped of it."""
     from PIL import Image, UnidentifiedImageError

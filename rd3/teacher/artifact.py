@@ -198,16 +198,21 @@ def load(
     dataset: Dataset,
     *,
     device: torch.device | str = "cpu",
+    verify: bool = True,
     formerly: str | None = None,
 ) -> NormalisedNetwork:
     """Load the teacher in ``folder``: fp32, frozen, in eval mode, on ``device``; it takes (B, 3, H, W) in [0, 1].
 
     ``formerly`` is the key under which the teacher was trained, if that has an older format.  Raises
     :class:`ClassOrderError` for another class list, :class:`DataMissing` for missing files, and :class:`DataCorrupt`
-    for the folder of another teacher, for weights other than the manifest's and for a recount on the verification list
-    that is more than half a percentage point off.
+    for the folder of another teacher, for weights other than the manifest's and, with ``verify``, for a recount on the
+    verification list that is more than half a percentage point off.
     """
-    return _load(Path(folder), recipe, dataset, device, formerly)[0]
+    device = usable_device(device)
+    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
+    if verify:
+        _recount(network, manifest, dataset, device)
+    return network
 
 
 def verify(
@@ -218,7 +223,9 @@ def verify(
     formerly: str | None = None,
 ) -> dict[str, Any]:
     """Load the teacher with all checks and return the result of the recount; raises as :func:`load`."""
-    _network, manifest, correct = _load(Path(folder), recipe, dataset, device, formerly)
+    device = usable_device(device)
+    network, manifest = _load(Path(folder), recipe, dataset, device, formerly)
+    correct = _recount(network, manifest, dataset, device)
     recorded = manifest.verification
     return {
         "split": recorded.split,
@@ -232,11 +239,9 @@ def verify(
 
 
 def _load(
-    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device | str, formerly: str | None
-) -> tuple[NormalisedNetwork, TeacherManifest, int]:
-    """Also the number of correct predictions on the verification list, as counted now."""
-    device, path = usable_device(device), folder / WEIGHTS
-    manifest = TeacherManifest.read(folder)
+    folder: Path, recipe: TeacherRecipe, dataset: Dataset, device: torch.device, formerly: str | None
+) -> tuple[NormalisedNetwork, TeacherManifest]:
+    manifest, path = TeacherManifest.read(folder), folder / WEIGHTS
     manifest.check(folder, recipe, formerly)
     check_classes(recipe, dataset.info)
     manifest.check_file(folder, WEIGHTS, manifest.weights_sha256)
@@ -247,7 +252,10 @@ def _load(
         raise DataCorrupt(
             f"{path} does not fit {recipe.network}: {str(error).splitlines()[-1].strip()}", "train or import it again"
         ) from None
-    network = network.eval().requires_grad_(False).to(device)
+    return network.eval().requires_grad_(False).to(device), manifest
+
+
+def _recount(network: NormalisedNetwork, manifest: TeacherManifest, dataset: Dataset, device: torch.device) -> int:
     recorded = manifest.verification
     if len(dataset.labels(recorded.split)) < recorded.count:
         raise DataCorrupt(
@@ -262,4 +270,4 @@ def _load(
             f"{dataset.info.name} correctly, its manifest says {recorded.correct}.",
             "use the dataset and the weights of the manifest",
         )
-    return network, manifest, correct
+    return correct

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rd3.errors import BadValue, ClassOrderError, DataCorrupt, DataMissing
-from rd3.layer_statistics import STATISTICS, collect, load, tile_means, whole_tiles
+from rd3.layer_statistics import STATISTICS, collect, load, resized_to_tiles, tile_means
 from rd3.models._matched import matched_layers
 from rd3.recipe import CollectionSettings, Data, StatisticsRecipe
 from rd3.seeding import generator
@@ -102,9 +102,9 @@ def test_layers_are_convolutions_and_batchnorms_with_running_statistics_in_order
 
 def test_maps_are_resized_to_the_next_multiple_by_plain_linear_interpolation():
     maps = torch.rand((2, 3, 4, 7), generator=generator(1, "maps"))
-    assert whole_tiles(maps[..., :6], 2).shape == (2, 3, 4, 6)
-    assert torch.equal(whole_tiles(maps[..., :6], 2), maps[..., :6])
-    got = whole_tiles(maps, 3)
+    assert resized_to_tiles(maps[..., :6], 2).shape == (2, 3, 4, 6)
+    assert torch.equal(resized_to_tiles(maps[..., :6], 2), maps[..., :6])
+    got = resized_to_tiles(maps, 3)
     assert got.shape == (2, 3, 6, 9)
 
     def line(values, size):

@@ -51,7 +51,10 @@ class Refusal:
     @classmethod
     def quoted(cls, text: str) -> Refusal | None:
         """From a text with boto3's message in it, as MLflow passes it on; a missing object is not one."""
-        found = re.search(r"An error occurred \(([\w.]+)\) when calling the (\w+) operation[^:]*:?(.*)", text)
+        found = re.search(
+            r"An error occurred \(([\w.]+)\) when calling the (\w+) operation(?: \(reached max retries: \d+\))?:?(.*)",
+            text,
+        )
         if found is None or found[1] in ("404", "NoSuchKey"):
             return None
         return cls(code=found[1], operation=found[2], message=found[3].strip())
@@ -233,7 +236,8 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
     """The fault that a refusal means, for objects below ``root``."""
     status = refusal.status or (int(refusal.code) if refusal.code.isdigit() else 0)
     by_proxy = proxy_fault(_server(endpoint)) if refusal.code.isdigit() and status != 404 else None
-    # HTML instead of S3's XML, and of the faults of proxies the one that no waiting heals: S3 is on this machine.
+    # A bare status may come from a proxy.  It surely does where the server is on this machine, which no request should
+    # reach through a proxy: the only fault of proxies that waiting does not end.
     if by_proxy is not None and not by_proxy.waits:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}

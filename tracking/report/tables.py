@@ -18,7 +18,7 @@ from tracking.report.scores import Score, Summary, comparable_protocol
 LEGEND = (
     "Bold: the highest mean of a column. Bold and {equal}: equal to it within noise, that is, not separated from it "
     "by a paired t-test over shared seeds after Holm's correction for all pairs of the column (p at least 0.05). "
-    "Methods with fewer than three shared seeds, or with the same difference on all of them, are not tested."
+    "Methods with fewer than three shared seeds, or with the same difference, not 0, on all of them, are not tested."
 )
 NO_INTERVAL = (
     "Difference: our mean minus the paper's, in points, without a confidence interval, because the paper does not "
@@ -44,7 +44,7 @@ class ResultTable:
     student: str
     labels: str
     changed: str
-    """Protocol fields that the grid changed for all rows."""
+    """Settings that the grid changed for all rows: of the protocol, and of the method where all rows share it."""
     ipcs: tuple[int, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -205,6 +205,7 @@ def _table_key(score: Score) -> tuple[str, ...]:
     """Key of the table that a score belongs to."""
     _own, fields = split_overrides(score.method, score.overrides)
     shared = (score.dataset, score.protocol, score.teacher, score.student, score.labels, score.setting)
+    # The paper's table and configuration that the grid names for comparison are of a table, too.
     return (*shared, json.dumps([fields, score.printed], sort_keys=True))
 
 
@@ -253,7 +254,7 @@ def escape_markdown(text: str) -> str:
     return plain.replace("](", "]\\(")
 
 
-READING = "mean ± standard deviation [95 % interval of the mean] (number of seeds)"
+READING = "mean ± standard deviation [95 % interval of the mean] (number of evaluations)"
 HEADINGS = ("Method", "IPC", "Top-1 %", "Paper %", "Difference", "Reduced", "Generation s (wall)", "(CPU)")
 
 

@@ -15,7 +15,7 @@ from rd3.datasets import Roots, add_folder, doctor, open_dataset
 from rd3.datasets._decode import decode
 from rd3.errors import DataCorrupt, RD3Error
 from rd3.inputs.checked import check_images_and_labels
-from rd3.inputs.pictures import rgb_of, whole_pictures
+from rd3.inputs.pictures import refusing_truncated_pictures, rgb_of
 from rd3.synthetic_set import import_folder, import_tensors
 from rd3.testing import ToyDataset
 
@@ -123,5 +123,5 @@ def test_the_flag_is_restored_when_the_last_of_several_threads_ends():
         got = list(pool.map(one, range(300)))
     assert got == [number % 3 == 0 for number in range(300)]
     assert ImageFile.LOAD_TRUNCATED_IMAGES is before
-    with whole_pictures(), pytest.raises(DataCorrupt):
+    with refusing_truncated_pictures(), pytest.raises(DataCorrupt):
         rgb_of(Image.open(io.BytesIO(cut)), "x")
