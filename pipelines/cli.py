@@ -38,7 +38,7 @@ from pipelines.commands import (
 from pipelines.commands._show import console, exit_on_error
 from pipelines.terminal import output_errors
 from rd3 import __version__
-from rd3.processes import machine_errors
+from rd3.processes import machine_limits_as_errors
 
 app = Typer(
     name="rd3",
@@ -89,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> None:
     # MLflow imports matplotlib, which warns of a HOME that it cannot write, and uses a temporary folder.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        with exit_on_error(), output_errors(), machine_errors():
+        with exit_on_error(), output_errors(), machine_limits_as_errors():
             app(words)
     except SystemExit as end:
         exit_if_lost(end.code)  # threads of a Ray that has died would block the ordinary end

@@ -40,7 +40,7 @@ _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_COR
 """Values of ``ONEDNN_MAX_CPU_ISA`` with which oneDNN, PyTorch's library on x86, uses no bf16 instructions."""
 
 
-def bf16_left_out() -> bool:
+def bf16_disabled_by_environment() -> bool:
     """Whether the environment keeps oneDNN from using bf16 instructions."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16
 
@@ -53,7 +53,7 @@ def bf16_in_hardware(device: torch.device) -> bool | None:
             return supported
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
-    if bf16_left_out():
+    if bf16_disabled_by_environment():
         return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))

@@ -1,4 +1,4 @@
-"""Names and numbers of this machine's compute devices, for calibrations.  Loads torch only if there may be a GPU."""
+"""Names and numbers of this machine's compute devices.  Loads torch only if there may be a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rd3.device import bf16_left_out
+from rd3.device import bf16_disabled_by_environment
 from rd3.errors import BadValue
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -27,7 +27,7 @@ class Hardware(NamedTuple):
     count: int  # type: ignore[assignment]  # replaces tuple.count
     """Number of threads that this process may use, or of GPUs."""
     bf16: bool
-    """Whether bf16 is supported in hardware; False if unknown."""
+    """Whether bf16 is supported in hardware and not disabled by the environment; False if unknown."""
 
 
 def torch_version() -> str:
@@ -80,7 +80,7 @@ def processor() -> Hardware:
     if "cpu family" in facts:
         name += f", family {facts['cpu family']} model {facts.get('model', '?')}"
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return Hardware("cpu", name, cores(), bool(flags & _BF16_FLAGS) and not bf16_left_out())
+    return Hardware("cpu", name, cores(), bool(flags & _BF16_FLAGS) and not bf16_disabled_by_environment())
 
 
 def _cpu_facts() -> dict[str, str]:

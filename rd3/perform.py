@@ -202,7 +202,7 @@ class Context:
             return None
 
     def spent(self, recipe: SetRecipe) -> dict[str, float]:
-        """Recorded generation time of a set's parents, of those whose time counts (not of teachers and backbones)."""
+        """Recorded generation time of a set's parents whose time counts: not teachers, their dynamics and backbones."""
         counted = [(kind, key) for kind, key in recipe.parents() if KINDS[kind].counts_as_generation]
         results = [existing(self.store, kind, key).result for kind, key in counted]
         return {

@@ -12,7 +12,7 @@ from rd3.errors import RD3Error, StoreError
 
 
 @contextlib.contextmanager
-def machine_errors() -> Iterator[None]:
+def machine_limits_as_errors() -> Iterator[None]:
     """Convert what a machine's limits do to libraries to a sentence: no folder for temporary files, too little memory.
 
     Raises :class:`StoreError` for the first (:mod:`tempfile`, also while libraries are imported), :class:`RD3Error` for

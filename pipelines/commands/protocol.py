@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, Typer
 
 from pipelines.commands._show import JsonOption, console, show_table
 from pipelines.settings import session
+from rd3.errors import RD3Error
 
 if TYPE_CHECKING:
     from rd3.datasets import DatasetInfo
@@ -80,10 +82,18 @@ def diff(
     if rows or as_json:
         show_table(rows, as_json=as_json)
         return
-    elsewhere = [] if dataset else [name for name in dataset_names(roots) if rows_for(name)]
+    elsewhere = [] if dataset else [name for name in dataset_names(roots) if _differ(rows_for, name)]
     where = dataset or (_DATASET if elsewhere else "every dataset")
     differ = f", and differ on {', '.join(elsewhere)}: give --dataset" if elsewhere else ""
     console.print(f"{first} and {second} are equal on {where} for student {student} at IPC {ipc}{differ}")
+
+
+def _differ(rows_for: Callable[[str], list[Row]], dataset: str) -> bool:
+    """Whether both protocols have all values on a dataset, and differ there."""
+    try:
+        return bool(rows_for(dataset))
+    except RD3Error:
+        return False
 
 
 def _presets(*names: str) -> list[Preset]:
@@ -131,6 +141,7 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
         values = one.value(name), other.value(name)
         if values[0] == values[1] or (name in ("loss", "augmentation") and _names(values[0]) == _names(values[1])):
             continue
+        # A name without a dot that is no field is a setting of losses; None: this protocol has no such setting.
         other_loss = "." not in name and one.loss.name != other.loss.name
         if name in type(one).model_fields or not (None in values or other_loss):
             found[name] = plain_text(values[0]), plain_text(values[1])

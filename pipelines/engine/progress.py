@@ -14,7 +14,7 @@ from rich.text import Text
 from pipelines.engine.eta import Eta
 from pipelines.grid.queue import STATES, RecipeQueue
 from pipelines.terminal import PlainConsole, printable
-from rd3.campaign.running import RESTARTING, Running
+from rd3.campaign.running import CHECKPOINT_UNUSABLE, Running
 from rd3.duration import duration
 from rd3.recipe import KINDS, Key
 
@@ -30,7 +30,7 @@ def plural(kind: str) -> str:
 
 
 class View:
-    """Progress of a queue; shows nothing itself.  The driver calls ``started``, ``moved`` and ``ended``."""
+    """Progress of a queue; shows nothing itself.  The driver calls ``started``, ``moved``, ``packed`` and ``ended``."""
 
     def __init__(self, name: str, queue: RecipeQueue, eta: Eta, labels: Mapping[Key, str]):
         """``labels``: display names of recipes that have another than ``recipe.label()``."""
@@ -55,7 +55,10 @@ class View:
         self.running[key] = Running(time.monotonic(), pack=pack, logits_read=logits_read)
 
     def packed(self, key: Key, pack: int, *, logits_read: bool = False) -> None:
-        """A recipe ran in a pack of this size, or read cached teacher logits, possibly in an earlier attempt."""
+        """What the entry of a finished recipe says, before ``ended``: its pack, and whether it did read cached logits.
+
+        That may have been in an earlier attempt.
+        """
         if key in self.running:
             self.running[key].pack = max(self.running[key].pack, pack)
             self.running[key].logits_read = logits_read
@@ -112,7 +115,7 @@ class LineView(View):
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
-        if note.startswith(RESTARTING) or time.monotonic() - self._last_line >= SILENCE_S:
+        if note.startswith(CHECKPOINT_UNUSABLE) or time.monotonic() - self._last_line >= SILENCE_S:
             self._line(self._with_counts(f"{self.named(key)}: {100 * fraction:.0f} %, {note}"))
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
@@ -144,7 +147,7 @@ class LiveView(View):
 
     def moved(self, key: Key, fraction: float, note: str) -> None:
         super().moved(key, fraction, note)
-        if note.startswith(RESTARTING):
+        if note.startswith(CHECKPOINT_UNUSABLE):
             self._problems.append(f"{self.named(key)}: {note}")
 
     def ended(self, key: Key, status: str, reason: str = "") -> None:
@@ -168,7 +171,8 @@ class LiveView(View):
             parts.append(Text(printable(line), no_wrap=True, overflow="ellipsis"))
         for problem in self._problems[-5:]:
             parts.append(Text(printable(f"  {problem}"), style="red", no_wrap=True, overflow="ellipsis"))
-        clock = f"{self.name}: {self.elapsed()} elapsed, {self.left()} left"
+        left = "" if self.queue.finished else f", {self.left()} left"
+        clock = f"{self.name}: {self.elapsed()} elapsed{left}"
         parts.append(Text(printable(f"{clock}   {self.note}"), style="dim"))
         return Group(*parts)
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.engine.attempt import Unfit, attempt
 from pipelines.engine.job import JOBS, TrialEnd
 from pipelines.engine.uploads import upload_unfinished
-from rd3.campaign.running import RESTARTING
+from rd3.campaign.running import CHECKPOINT_UNUSABLE
 from rd3.device import configure_torch
 
 REPORT_EVERY_S = 3.0
@@ -26,7 +26,7 @@ UNFIT_S = 10.0
 class Reports:
     """Reports of a trial to the driver, which identify a recipe by the index of its job.
 
-    Ends and restarts are sent at once, the progress of all recipes at intervals in one report.
+    Ends, and trainings that begin again, are sent at once, the progress of all recipes at intervals in one report.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]):
@@ -37,7 +37,7 @@ class Reports:
 
     def progress(self, number: int, fraction: float, note: str) -> None:
         self._moved[number] = fraction, note
-        if note.startswith(RESTARTING) or time.monotonic() - self._last >= REPORT_EVERY_S:
+        if note.startswith(CHECKPOINT_UNUSABLE) or time.monotonic() - self._last >= REPORT_EVERY_S:
             self._last = time.monotonic()
             self._send({"moved": json.dumps([[number, *how] for number, how in self._moved.items()])})
             self._moved.clear()

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from rd3.campaign.estimates import UNKNOWN, Estimates
+from rd3.campaign.estimates import CANNOT_BE_PLANNED, Estimates
 from rd3.campaign.queue import Queue
 from rd3.campaign.runner import Runner, Stopped, keep_traceback
 from rd3.campaign.scheduler import Scheduler, run_in_process, run_in_workers
@@ -33,7 +33,7 @@ from rd3.evaluation.sharing import disk_budget
 from rd3.hardware import hardware
 from rd3.planning.cost import shipped_rates
 from rd3.planning.sets import largest_sets
-from rd3.processes import machine_errors
+from rd3.processes import machine_limits_as_errors
 from rd3.recipe import EvaluationRecipe, Key, Recipe, SetRecipe, from_json
 from rd3.store import STUDENT, FolderStore
 from rd3.upgrade import FORMAT
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     started_at = time.monotonic()
     chosen = _parser().parse_args(arguments)
     try:
-        with machine_errors():
+        with machine_limits_as_errors():
             usable_device(chosen.device)
             recipes = read_recipes(chosen.recipes)
             if chosen.share:
@@ -197,9 +197,10 @@ def prepared(
     info_of = partial(dataset_info, roots=roots)
     try:
         larger = largest_sets(list(recipes), info_of)
-    except UNKNOWN:  # reported when the recipe runs
+    except CANNOT_BE_PLANNED:  # reported when the recipe runs
         larger = {}
     order = {recipe.key: place for place, recipe in enumerate(recipes)}
+    # A smaller set waits for the larger one that it is copied from, unless the user put it first.
     earlier = {small: large for small, large in larger.items() if order[large] < order[small]}
     pending = [recipe for recipe in recipes if store.find(recipe.kind, recipe.key) is None]
     # They run again if the store has them without their student: a recipe that is to run needs it.
@@ -220,7 +221,7 @@ def prepared(
         out=chosen.out,
         device=chosen.device,
         threads=chosen.threads,
-        shared_machine=True if view.workers > 1 else None,
+        shared_machine=True if view.workers > 1 else None,  # with one worker, what else runs is unknown
         larger=larger,
         kept=_kept(recipes, recipes, chosen.keep_students),
     )
@@ -319,7 +320,7 @@ def _share(text: str, recipe: Recipe, count: int) -> tuple[int, int]:
     """``2/4`` as (first block, step)."""
     number, _slash, shares = text.partition("/")
     if count > 1 or not isinstance(recipe, SetRecipe) or not number.isdecimal() or not shares.isdecimal():
-        what = f"{count} recipes" if count > 1 else f"a {recipe.kind}"
+        what = f"{count} recipes" if count > 1 else f"{'an' if recipe.kind[0] in 'aeiou' else 'a'} {recipe.kind}"
         raise BadValue(f"--share {text} of {what}: expected K/N and a single set.", "use e.g. --share 1/4")
     if not 1 <= int(number) <= int(shares):
         raise BadValue(f"--share {text}: K must be between 1 and N.", "use e.g. --share 1/4")

@@ -16,7 +16,7 @@ from rd3.store import Entry
 
 SLACK = 4.0
 """Factor by which an estimate may be too long before any recipe of its kind has finished in this campaign."""
-UNKNOWN = (RD3Error, LookupError, ValueError)
+CANNOT_BE_PLANNED = (RD3Error, LookupError, ValueError)
 """Raised by planning for recipes that cannot run here: unknown names, missing parents, settings of another version."""
 MIN_FRACTION = 0.05
 """Below this fraction, progress is not used to estimate the time left."""
@@ -44,7 +44,7 @@ class Estimates:
         if key not in self._planned:
             try:
                 self._planned[key] = self._from_cost(self.recipes[key])
-            except UNKNOWN:
+            except CANNOT_BE_PLANNED:
                 self._planned[key] = self.rates.start_s
         return self._planned[key]
 
@@ -88,7 +88,7 @@ class Estimates:
             recipe = self.recipes[key]
             try:
                 self._parts[key] = FORECASTS[type(recipe)].parts(recipe, self._info_of(recipe.data.name))
-            except UNKNOWN:
+            except CANNOT_BE_PLANNED:
                 self._parts[key] = 1
         return self._parts[key]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from rd3.campaign.running import RESTARTING
+from rd3.campaign.running import CHECKPOINT_UNUSABLE
 from rd3.datasets import Roots
 from rd3.device import configure_torch
 from rd3.errors import RD3Error, ends_the_process, why
@@ -218,7 +218,7 @@ def _progress(recipe: Recipe, report: Report, should_stop: Callable[[], bool]) -
     def progress(fraction: float, note: str) -> None:
         if should_stop():
             raise Stopped
-        if note.startswith(RESTARTING) or time.monotonic() - reported[0] >= REPORT_EVERY_S:
+        if note.startswith(CHECKPOINT_UNUSABLE) or time.monotonic() - reported[0] >= REPORT_EVERY_S:
             reported[0] = time.monotonic()
             report(Progressed(recipe.key, fraction, note))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RESTARTING = "restarting"
+CHECKPOINT_UNUSABLE = "restarting"
 """First word of the note with which a training says that it cannot use its checkpoint (:mod:`rd3.teacher`)."""
 RESUMED = 0.25
 """A recipe that reports progress after less than this fraction of the planned time resumes an earlier attempt."""

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from rd3.campaign.queue import Queue
 from rd3.campaign.runner import Ended
-from rd3.campaign.running import RESTARTING
+from rd3.campaign.running import CHECKPOINT_UNUSABLE
 from rd3.duration import duration
 from rd3.recipe import Recipe
 
@@ -41,7 +41,7 @@ class View:
         self.out.flush()
 
     def progress(self, recipe: Recipe, fraction: float, note: str, status: str) -> None:
-        if note.startswith(RESTARTING):
+        if note.startswith(CHECKPOINT_UNUSABLE):
             self.line(f"{named(recipe)}: {note}")
         self._latest = f"{named(recipe)} {100 * fraction:.0f} %, {note}"
         self.draw(lambda: status)

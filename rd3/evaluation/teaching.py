@@ -61,7 +61,8 @@ class LabelledViews:
         """``recipe`` is any of those sharing the views; ``once``: the set's own labels, which need no teacher.
 
         ``cached``: cached logits of the teachers; call :meth:`close` after use.  ``frozen_copy`` returns the network
-        that labels for a teacher, on the device of ``images``; by default the teachers do, and are frozen already.
+        that labels for a teacher, the same for every batch, on the device of ``images``; by default the teachers do,
+        and are frozen already.
         """
         self._teachers, self._frozen_copy, self._precision = teachers, frozen_copy, precision
         self.cached_logits: LogitsStream | None = None
@@ -93,7 +94,8 @@ class LabelledViews:
         """(N, C) float32 logits of each teacher."""
 
         def computed() -> list[torch.Tensor]:
-            teachers = [self._frozen_copy(teacher) for teacher in self._teachers]  # outside of the contexts
+            # At first use; weights that are made in inference mode would stay bound to it.
+            teachers = [self._frozen_copy(teacher) for teacher in self._teachers]
             with torch.inference_mode(), autocast(pixels.device, self._precision):
                 return [teacher(pixels) for teacher in teachers]
 
@@ -126,6 +128,7 @@ class OnceLabels:
         own = table[batch.rows]
         if not protocol.mixes_images:
             return own
+        # Protocols with a loss without a temperature are refused.
         return mixture(own, table[batch.rows_mixed], float(batch.targets.lam), protocol.loss.settings["temperature"])
 
 

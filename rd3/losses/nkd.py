@@ -25,9 +25,10 @@ def nkd(student_logits: torch.Tensor, targets: LossTargets, settings: NKDSetting
     """Normalised distillation: the teacher's probability of the target class, and its distribution among the rest.
 
     ``ce_weight CE - mean p_t(y) log p_s(y) - gamma T^2 mean sum q_t log q_s`` for teacher t, student s and temperature
-    T, with q among the classes other than y.  Under CutMix and MixUp the target class y is the base image's.  Source:
-    Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation", ICCV 2023; yzd-v/cls_KD
-    ``mmcls/models/dis_losses/nkd.py``.
+    T, with q among the classes other than y.  Source: Yang et al., "From Knowledge
+    Distillation to Self-Knowledge Distillation", ICCV 2023; yzd-v/cls_KD ``mmcls/models/dis_losses/nkd.py``.
+
+    Deviation: under CutMix and MixUp y is the base image's class, there the class with the larger share.
     """
     from rd3.losses._target_class import among_the_rest
 

@@ -133,7 +133,7 @@ class Score:
     preparation_wall_s: float | None = None
     """The part of the generation time that its parents took; None for results that do not state it."""
     preparation_process_s: float | None = None
-    set_count: int | None = None
+    set_size: int | None = None
     """Images of a set."""
     precisions: tuple[str, ...] = ()
     """Precisions (``bf16``, ``fp32``) at which the repeats ran; more than one if their machines differ."""
@@ -233,7 +233,7 @@ def _score(repeats: list[dict[str, Any]], network: str | None) -> Score:
         **same,
         planned=len(repeats),
         top1=summarise([row["top1_pct"] for row in done], [row["set_seed"] for row in done]) if done else None,
-        set_count=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
+        set_size=next((row["set_count"] for row in per_set.values() if row["set_count"] is not None), None),
         generation_gpus=tuple(sorted({gpu for row in per_set.values() if (gpu := row["generation_gpu"]) is not None}))
         or ("",),  # None: a set that is not there yet
         reduced=reduced,

@@ -82,6 +82,16 @@ def test_protocols_that_are_equal_on_one_dataset_alone_are_not_called_equal(rd3,
     }
 
 
+def test_a_dataset_for_which_a_protocol_lacks_values_is_no_difference(rd3, home):
+    (home / "presets").mkdir(parents=True)
+    text = "source: me\nall: {epochs: 300, zeta: 1.0, augmentation: [flip]}\n"
+    rule = "rules: [{when: {datasets: [imagenet1k]}, then: {batch_size: 100}}]\n"
+    for name in ("one", "other"):
+        (home / "presets" / f"{name}.yaml").write_text(f"name: {name}\n{text}{rule}")
+    code, out, _err = rd3("protocol", "diff", "one", "other")
+    assert (code, out) == (0, "one and other are equal on every dataset for student resnet18 at IPC 10\n")
+
+
 def test_a_protocol_is_shown_with_what_it_does_otherwise_and_what_it_lacks(rd3, home):
     code, out, _err = rd3("protocol", "show", "dc-bench", "--dataset", "cifar10")
     assert code == 0 and "deviates: the momentum goes on where the rate drops" in out and "missing:" not in out

@@ -11,8 +11,8 @@ from tracking.report.tables import seconds_text
 _COLUMNS = ("dataset", "IPC", "method", "images", "CPU s", "CPU s of preparation", "wall s", "wall s of preparation")
 _PER_IMAGE = "wall s per image, without preparation"
 _NOTE = (
-    "Preparation is what the set needs besides its teachers and diffusion models: layer statistics, fine-tuning, "
-    "prototypes, the set that it starts from. Other sets may share it."
+    "Preparation is what the set needs besides its teachers, their recorded trainings and diffusion models: layer "
+    "statistics, fine-tuning, prototypes, the set that it starts from. Other sets may share it."
 )
 
 
@@ -28,13 +28,13 @@ def generation(results: Results) -> Table | None:
 def _row(score: Score) -> list[Cell]:
     times = (score.generation_process_s, score.preparation_process_s, score.generation_wall_s, score.preparation_wall_s)
     return [
-        *(score.dataset, score.ipc, method_text(score), score.set_count),
+        *(score.dataset, score.ipc, method_text(score), score.set_size),
         *(seconds_text(time) for time in times),
         seconds_text(_per_image(score)),
     ]
 
 
 def _per_image(score: Score) -> float | None:
-    if not score.set_count or score.generation_wall_s is None or score.preparation_wall_s is None:
+    if not score.set_size or score.generation_wall_s is None or score.preparation_wall_s is None:
         return None
-    return (score.generation_wall_s - score.preparation_wall_s) / score.set_count
+    return (score.generation_wall_s - score.preparation_wall_s) / score.set_size
