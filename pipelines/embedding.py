@@ -90,7 +90,9 @@ def _drawing(work: DataSource, name: str, ipc: int, role: str, methods: dict[str
 def _of_real(dataset: Dataset, teacher: NormalisedNetwork) -> Points:
     labels = dataset.labels("train")
     chosen = np.concatenate([np.flatnonzero(labels == label)[:_REAL] for label in range(_CLASSES)])
-    return Points(_features(dataset.images("train", chosen.tolist()), teacher), labels[chosen])
+    parts = np.split(chosen, range(_AT_ONCE, len(chosen), _AT_ONCE))
+    features = [_features(dataset.images("train", part.tolist()), teacher) for part in parts]
+    return Points(np.concatenate(features), labels[chosen])
 
 
 def _of_set(synthetic: SyntheticSet, teacher: NormalisedNetwork) -> Points:

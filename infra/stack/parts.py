@@ -253,7 +253,7 @@ class Mlflow(Part):
         """The user that drivers and trials log in as; it may do what it likes with what it makes, and read the rest."""
         place, script = self.place, Path(__file__).parents[1] / "mlflow" / "account.py"
         env = place.plain | place.login | {"MLFLOW_AUTH_ADMIN_PASSWORD": place.secret("mlflow-admin")}
-        _run([sys.executable, str(script)], script.name, env=env)
+        _run([sys.executable, str(script)], "To make MLflow's user", env=env)
 
 
 _AUTH = """[mlflow]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,20 +61,23 @@ def attempt(
     with contextlib.ExitStack() as stack:
         for each in attempts:
             stack.callback(each.close)
-        outcomes: Mapping[int, Outcome] = dict.fromkeys(range(len(jobs)))  # to be sent None starts a generator
+        outcomes: dict[int, Outcome] = dict.fromkeys(range(len(jobs)))  # to be sent None starts a generator
         while parts := _next_parts(attempts, outcomes, ended):
-            together = _run_together([jobs[number] for number in parts], list(parts.values()), store)
-            outcomes = dict(zip(parts, together, strict=True))
+            some = [jobs[number] for number in parts]
+            outcomes = dict(zip(parts, _run_together(some, list(parts.values()), store), strict=True))
             store = given_store(jobs)  # for a second run: in a new store nothing counts as verified
 
 
 def _next_parts(
-    attempts: Sequence[Attempt], outcomes: Mapping[int, Outcome], ended: Callable[[int, TrialEnd], None]
+    attempts: Sequence[Attempt], outcomes: dict[int, Outcome], ended: Callable[[int, TrialEnd], None]
 ) -> dict[int, Part]:
-    """Pass outcomes to their attempts; returns what these want to run next, and reports those that have ended."""
+    """Pass outcomes to their attempts; returns what these want to run next, and reports those that have ended.
+
+    Empties ``outcomes``, as errors keep what their run had in memory.
+    """
     parts: dict[int, Part] = {}
-    for number, outcome in outcomes.items():
-        one = attempts[number]
+    for number in list(outcomes):
+        one, outcome = attempts[number], outcomes.pop(number)
         try:
             parts[number] = one.throw(outcome) if isinstance(outcome, Exception) else one.send(outcome)
         except StopIteration as stop:

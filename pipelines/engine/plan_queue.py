@@ -50,7 +50,7 @@ def plan_queue(
             if item.status == "blocked" and key not in finished
         },
         demands=demands,
-        after={key: [larger] for key, larger in expansion.larger_sets.items()}
+        after={key: [larger] for key, larger in expansion.larger_sets.items() if key in recipes}
         | {key: [share.key for share in each] for key, each in shares_of.items()},
         costs_s=costs_s,
     )

@@ -17,6 +17,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from pipelines.cluster.local import dead_service, ray_log, watched
 from pipelines.cluster.nodes import check_platform
 from pipelines.cluster.ray import cluster_devices, error_line, ray_cluster
@@ -44,11 +46,11 @@ from pipelines.sweep.winner import (
 )
 from pipelines.sweep.worker import Answer, Score, TrialInput, run_sweep_trial, scratch_folder
 from pipelines.terminal import printable
-from rd3.errors import RD3Error, Unavailable
+from rd3.errors import DataCorrupt, RD3Error, Unavailable
 from rd3.evaluation.logits_folder import LogitsFolder
 from rd3.evaluation.packing import Views
 from rd3.protocol import Preset
-from rd3.recipe import EvaluationRecipe
+from rd3.recipe import EvaluationRecipe, Key
 from rd3.values import canonical
 from tracking.ledger.faults import without_password
 from tracking.ledger.retry import GIVE_UP_AFTER_S, retry
@@ -302,7 +304,7 @@ class SweepRun:
 
     def _trial_input(self, subject: Subject, number: int, point: dict[str, Any]) -> TrialInput:
         recipes = subject.evaluations(point)
-        known = {recipe.key: self._retry(partial(self.records.score, recipe.key)) for recipe in recipes}
+        known = {recipe.key: self._known_score(recipe.key) for recipe in recipes}
         return TrialInput(
             sweep=self._lease,
             study=subject.study,
@@ -311,10 +313,18 @@ class SweepRun:
             pruning=subject.pruning,
             place=self.session,
             given=self._given(recipes),
-            known={key: Score.model_validate(score) for key, score in known.items() if score is not None},
+            known={key: score for key, score in known.items() if score is not None},
             gpu=watched(cluster_devices)[1] > 0,
             cached_logits=subject.cached_logits(recipes, self.cache_logits_bytes),
         )
+
+    def _known_score(self, evaluation: Key) -> Score | None:
+        score = self._retry(partial(self.records.score, evaluation))
+        try:
+            return None if score is None else Score.model_validate(score)
+        except ValidationError:
+            name = f"{self.ledger.root}/sweeps/scores/{evaluation}.json"
+            raise DataCorrupt(f"The score {name} is of another version of RD3.", "delete that file") from None
 
     def _given(self, recipes: list[EvaluationRecipe]) -> list[dict[str, Any]]:
         """Ledger entries of the set and the teachers."""
