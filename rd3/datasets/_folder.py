@@ -189,4 +189,11 @@ def find_folder(folder: Path, info: DatasetInfo, test_names: Sequence[str]) -> F
             f"{folder} has a folder train, but no folder {' or '.join(test_names)}.",
             f"add the missing split of {info.name}",
         )
-    return Found(folder, "folders", FolderRecords.scan(train, info), FolderRecords.scan(test, info))
+    return Found(folder, "folders", *scan_splits(train, test, info))
+
+
+def scan_splits(train: Path, test: Path, info: DatasetInfo) -> tuple[FolderRecords, FolderRecords]:
+    """The images of both splits; raises like ``scan``, before the images of any class are listed, which takes long."""
+    for root in (train, test):
+        _all_class_folders(root, info)
+    return FolderRecords.scan(train, info), FolderRecords.scan(test, info)

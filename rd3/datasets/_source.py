@@ -224,10 +224,13 @@ class FileSource(Source):
     def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
         return self.find(roots, training_only).stamp(training_only)
 
-    def open(self, roots: Roots, training_only: bool = False) -> Dataset:
+    def open(self, roots: Roots) -> Dataset:
+        return self._opened(roots, training_only=False)
+
+    def open_training(self, roots: Roots) -> Dataset:
+        return self._opened(roots, training_only=True)
+
+    def _opened(self, roots: Roots, training_only: bool) -> Dataset:
         found = self.find(roots, training_only)
         opener = open_in_memory if self.info.resolution <= MEMORY_SIDE else open_stream
         return opener(self.info, found, roots.home, training_only)
-
-    def open_training(self, roots: Roots) -> Dataset:
-        return self.open(roots, training_only=True)

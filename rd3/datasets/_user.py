@@ -19,7 +19,7 @@ from rd3.datasets._base import DatasetInfo, Roots
 from rd3.datasets._cache import one_writer, replacing
 from rd3.datasets._class_counts import check_classes
 from rd3.datasets._decode import decode, fit_size, lost_in_rgb, planes
-from rd3.datasets._folder import INNER, FolderRecords, class_folders, image_files, move_up
+from rd3.datasets._folder import INNER, FolderRecords, class_folders, image_files, move_up, scan_splits
 from rd3.datasets._parquet import find_parquet, shards
 from rd3.datasets._records import Found, Records, counts_text
 from rd3.datasets._source import SOURCES, Counts, FileSource, register_again
@@ -103,8 +103,7 @@ class UserSource(FileSource):
                     message = f"{root} does not exist, but {deeper[0]} contains such a folder."
                     raise DataMissing(message, move_up(deeper[0]))
                 raise DataMissing(f"{root} does not exist.", _restore(info))
-        records = [FolderRecords.scan(folder / part, info) for part in (train, test)]
-        return Found(folder, "folders", train=records[0], test=records[1])
+        return Found(folder, "folders", *scan_splits(folder / train, folder / test, info))
 
     def _carved(self, folder: Path) -> Found:
         """Class folders, of which some images become the test split."""

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from rd3.datasets import Dataset
+from rd3.device import usable_device
 from rd3.diffusion.backbone import BACKBONES, Backbone, content_digest, write_backbone
 from rd3.diffusion.derivation import Progress
 from rd3.errors import BadValue, DataCorrupt, DataMissing, RD3Error
@@ -46,7 +47,7 @@ def import_backbone(
     backbone_class, out = BACKBONES.get(family), Path(out)
     folder, commit = _folder(source, backbone_class, revision)
     progress(0.1, "load")
-    backbone = _loaded(backbone_class, folder, dataset).to(device).frozen()
+    backbone = _loaded(backbone_class, folder, dataset).to(usable_device(device)).frozen()
     _check_finite(backbone, source)
     progress(0.6, "hash")
     content = content_digest(backbone)

@@ -295,8 +295,8 @@ def _imported(
     starts = range(0, len(members), _BLOCK_ROWS)
     blocks = [Block(index, tuple(members[start : start + _BLOCK_ROWS])) for index, start in enumerate(starts)]
     writer = SetWriter(out, recipe, info, blocks)
-    for block in blocks:
-        part = block.rows(info.num_classes)
+    for block, start in zip(blocks, starts, strict=True):
+        part = slice(start, start + _BLOCK_ROWS)  # a view, where the block's rows would copy the pixels
         writer.add(block, pixels[part], soft_labels=None if soft is None else soft.values[part])
     writer.finish()
     return recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -220,7 +221,9 @@ def _normalisation(tensors: list[_Tensor]) -> Normalisation | None:
         for one in tensors
         if _is_constant(one) and re.search(names, one.full)
     }
-    of_pixels = len(found) == 2 and min(found["std"]) > 0 and max(map(abs, found["mean"])) <= 1
+    if len(found) < 2 or not all(0 < one < math.inf for one in found["std"]):
+        return None
+    of_pixels = all(abs(one) <= 1 for one in found["mean"])
     return Normalisation.model_validate(found) if of_pixels else None
 
 
