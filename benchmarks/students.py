@@ -103,6 +103,9 @@ class Students:
             _Group(evaluations, subject.dataset, device, self._teachers, self._ended)
             for evaluations in by_views.values()
         ]
+        for group in self._groups:
+            for teacher in group._views._teachers:  # also where cached logits spare it, to count images despite them
+                group._views._frozen_copy(teacher)
         for teacher in self._teachers.values():
             teacher.register_forward_pre_hook(self._count)
 

@@ -159,7 +159,10 @@ class EvalProtocol(Frozen):
         Raises :class:`UnknownName` for a loss or augmentation that is not registered.
         """
         found = []
-        loss = LOSSES.get(self.loss.name)
+        loss, steps = (
+            LOSSES.get(self.loss.name),
+            {step.name: AUGMENTATIONS.get(step.name) for step in self.augmentation},
+        )
         if loss.labels != self.labels:
             found.append(f"loss {self.loss.name!r} learns from {loss.labels} labels, not from {self.labels} ones")
         if self.hybrid == "softmax" and "temperature" not in self.loss.settings:
@@ -179,7 +182,7 @@ class EvalProtocol(Frozen):
         found += [
             f"augmentation {name!r} mixes images, so nothing can come after it"
             for name in names[:-1]
-            if AUGMENTATIONS.get(name).mixes
+            if steps[name].mixes
         ]
         return found
 

@@ -4,6 +4,7 @@ Reads MLFLOW_TRACKING_URI, MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_TRACKING_USERNAME 
 """
 
 import base64
+import http.client
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ def ask(
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         sys.exit(
             f"MLflow does not respond: {getattr(error, 'reason', error)}. Fix: start it, or correct MLFLOW_TRACKING_URI"
         )

@@ -115,8 +115,10 @@ def _reused(
             picked = torch.randint(len(full), (count // protocol.batch_size,), generator=pick)
             batches = [full[number] for number in picked.tolist()]
         for number, batch in enumerate(batches, 1):
-            augment.set_state(batch.state)
-            for size in (*[protocol.batch_size] * batch.skipped, len(batch.rows)):
+            follows = number > 1 and protocol.label_reuse == "epochs"  # the stream is where this batch begins
+            if not follows:
+                augment.set_state(batch.state)
+            for size in (*[protocol.batch_size] * (0 if follows else batch.skipped), len(batch.rows)):
                 draws = [step.draw(size, side, augment) for step in steps]
             yield _Drawn(epoch, batch.rows, draws, number == len(batches))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rd3.component import Component
 from rd3.errors import BadValue, UnknownName
 from rd3.losses import LOSSES
 from rd3.preset_rules import Case
@@ -332,3 +333,9 @@ def test_hard_labels_replace_the_soft_ones_of_a_preset():
     )
     hard = resolve_protocol(stored, factor=1, same_network=True, set_size=50, overrides={"labels": "hard"})
     assert (hard.labels, hard.loss.name, hard.soft_labels) == ("hard", "ce", "online")
+
+
+def test_contradictions_name_an_augmentation_that_is_not_registered():
+    protocol = resolve_protocol("rd3", factor=1, same_network=True, set_size=100)
+    with pytest.raises(UnknownName, match="no augmentation 'nope'"):
+        protocol.model_copy(update={"augmentation": (Component(name="nope"),)}).contradictions()

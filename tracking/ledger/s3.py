@@ -111,9 +111,12 @@ class S3Objects(ObjectStore):
 
     def get_many(self, names: Iterable[str]) -> dict[str, bytes]:
         wanted = list(names)
+        if len(wanted) == 1:  # Ctrl-C ends a request in this thread at once, and waits for those in others
+            found = self.get(wanted[0])
+            return {} if found is None else {wanted[0]: found}
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(self.get, wanted))
-        return {name: data for name, data in zip(wanted, found, strict=True) if data is not None}
+            pairs = list(zip(wanted, pool.map(self.get, wanted), strict=True))
+        return {name: data for name, data in pairs if data is not None}
 
     def put(self, name: str, data: bytes, only_if_absent: bool = False) -> bool:
         """See :meth:`ObjectStore.put`.

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rd3.errors import TrackingError
 from tracking.ledger.faults import Fault, without_password
@@ -144,18 +145,18 @@ def check_sqlite_schema(database: sqlite3.Connection, uri: str, path: Path) -> N
 
     An older one that lacks tables is accepted: MLflow then migrates it by itself, and refuses one that has them all.
     """
-    (found, runs), (known, latest) = _revision_and_runs(database), revisions()
+    found, (known, latest) = _revision(database), revisions()
     if found is None or found == latest or not known:
         return
     if found not in known or _has_all_tables(path):
-        raise schema_fault(uri, found, path, runs).error(TrackingError, TrackingError)
+        raise schema_fault(uri, found, path, _count_runs(database)).error(TrackingError, TrackingError)
 
 
 def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
     """The fault of a database that MLflow cannot use; None if its schema is as it should be."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1.0)) as database:
-            found, runs = _revision_and_runs(database)
+            found, runs = _revision(database), _count_runs(database)
     except sqlite3.Error as error:  # locked or damaged, so what it has is unknown
         return sqlite_fault(error, path)
     if found == revisions()[1] and _has_all_tables(path):
@@ -163,13 +164,24 @@ def sqlite_schema_fault(uri: str, path: Path) -> Fault | None:
     return schema_fault(uri, found, path, runs)
 
 
-def _revision_and_runs(database: sqlite3.Connection) -> tuple[str | None, int]:
-    """The recorded schema revision, None if there is none, and the number of runs."""
-    read = database.execute
-    tables = {name for (name,) in read("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    revision = read("SELECT version_num FROM alembic_version").fetchone() if "alembic_version" in tables else None
-    runs = read("SELECT count(*) FROM runs").fetchone() if "runs" in tables else None
-    return revision[0] if revision else None, runs[0] if runs else 0
+def _revision(database: sqlite3.Connection) -> str | None:
+    """The recorded schema revision; None if there is none."""
+    found: str | None = _first_value(database, "alembic_version", "version_num")
+    return found
+
+
+def _count_runs(database: sqlite3.Connection) -> int:
+    """Takes long where there are many."""
+    return _first_value(database, "runs", "count(*)") or 0
+
+
+def _first_value(database: sqlite3.Connection, table: str, column: str) -> Any:
+    """None without the table, too; raises for a database that cannot be read."""
+    named = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    if database.execute(named, (table,)).fetchone() is None:
+        return None
+    row = database.execute(f"SELECT {column} FROM {table}").fetchone()
+    return row[0] if row else None
 
 
 def _has_all_tables(path: Path) -> bool:

@@ -126,7 +126,8 @@ def former_roots(place: Place) -> list[str]:
     database = sqlite_file(place.tracking_uri)
     if database is None or not database.is_file():
         return []
-    return [shown(root) for root in experiments_elsewhere(database, open_objects(place.artifacts))]
+    elsewhere = experiments_elsewhere(database, open_objects(place.artifacts))
+    return list(dict.fromkeys(map(shown, elsewhere)))  # a path and its file URI are shown alike
 
 
 def server_advice(place: Place, roots: list[str]) -> list[str]:

@@ -58,7 +58,8 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
         former = ledger.former_keys(kind)
         entries = ledger.find_many(kind, ledger.keys(kind))
         waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
-        outcome.keys |= former | {key: key for key in entries.keys() - {entry.key for entry in waiting}}
+        current = {key: key for key in entries.keys() - {entry.key for entry in waiting}}
+        outcome.keys = current | outcome.keys | former  # a current key may equal a former one of another recipe
         while waiting:  # a set may depend on another set
             ready = [entry for entry in waiting if not _unknown(entry, outcome.keys)]
             if not ready:
