@@ -131,8 +131,8 @@ def set_memory_format(network: nn.Module, precision: str) -> None:
 def set_recovery_format(network: nn.Module, device: torch.device) -> None:
     """Convert the network's weights in place to the memory format in which pixels are optimised fastest, at fp32.
 
-    Channels last on a CPU without AVX-512, where an iteration takes 13 % less time than with weights as they are built;
-    with AVX-512 it takes 17 % more (``docs/benchmarks.md``).
+    Channels last on a CPU with AVX2 but not AVX-512, where an iteration takes 13 % less time than with weights as they
+    are built; with AVX-512 it takes 17 % more (``docs/benchmarks.md``).
     """
     if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         set_memory_format(network, "fp32")
@@ -149,7 +149,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5")  # resets VmHWM
 
 
 def peak_mib(device: torch.device) -> float:

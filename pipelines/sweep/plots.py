@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PLOTS = {
     "history": "Every complete trial in order, and the best so far",
-    "importance": "Share of the variance of the scores explained by each field (PED-ANOVA)",
+    "importance": "Importance of each field for reaching the best tenth of the trials (PED-ANOVA)",
     "parallel": "Parallel coordinates of the complete trials",
 }
 SCORE = "validation top-1 %"

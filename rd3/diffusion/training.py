@@ -66,6 +66,8 @@ def train(
             write_tensors(out / CHECKPOINT, recipe.key, precision, state, Counters(done.curve, **stopwatch.spent()))
             left_s = (total_epochs - finished) * (time.perf_counter() - started) / (finished - before)
             progress(finished / total_epochs, f"{note}, loss {rows[-1]['loss']:.4f}, {duration(left_s)} left")
+        # Also for a stage that an earlier attempt finished: checkpoints have weights that are not averaged yet, and
+        # nothing that is computed from the averages.
         run.finish()
         run.stage.after(images)
     content = content_digest(backbone.frozen())

@@ -32,7 +32,8 @@ def read_torch_file(path: Path, wanted: str, fix: str) -> Mapping[Any, Any] | li
     """The mapping or sequence in a safetensors file or a file by ``torch.save``; tensors on the CPU.
 
     ``wanted`` and ``fix`` say in messages what the file should hold and how to write it.  Raises :class:`DataMissing`
-    or :class:`DataCorrupt` for a file that cannot be read or holds another object.
+    or :class:`DataCorrupt` for a file that cannot be read or holds another object, :class:`BadValue` for one part of a
+    distributed checkpoint.
     """
     found = _content(path, wanted, fix)
     if not isinstance(found, (Mapping, list, tuple)):
@@ -90,7 +91,7 @@ def _stub(name: str, like: type = object) -> type:
 def _load_plain_tensors(path: Path) -> Any:
     """``torch.load`` of plain tensors, with empty objects in place of others: their classes are not imported."""
     stubs: dict[str, type] = {}
-    for _attempt in range(_CLASSES):
+    for _attempt in range(_CLASSES + 1):
         try:
             allowed = torch.serialization.safe_globals([(stub, name) for name, stub in stubs.items()])
             with allowed, warnings.catch_warnings(action="ignore"):

@@ -4,7 +4,7 @@ The first holder writes ``leases/<name>.json`` if absent.  A dead holder is succ
 ``leases/<name>.after-<its token>.json``, again if absent, so that exactly one of several successors wins; the current
 holder is the end of that chain.  The heartbeat is a separate object (``.beat-<token>``), so that a suspended driver
 that resumes cannot overwrite its successor.  Clocks of machines that share a ledger must agree within 30 seconds; a
-holder whose clock was further ahead is alive if another heartbeat follows.
+holder whose clock was more than a minute ahead is alive if another heartbeat follows.
 """
 
 from __future__ import annotations

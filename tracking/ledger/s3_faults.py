@@ -236,8 +236,8 @@ def refused(refusal: Refusal, root: str, endpoint: str) -> Fault:
     """The fault that a refusal means, for objects below ``root``."""
     status = refusal.status or (int(refusal.code) if refusal.code.isdigit() else 0)
     by_proxy = proxy_fault(_server(endpoint)) if refusal.code.isdigit() and status != 404 else None
-    # A bare status may come from a proxy.  It surely does where the server is on this machine, which no request should
-    # reach through a proxy: the only fault of proxies that waiting does not end.
+    # Where a proxy is set for this address, a bare status may come from it.  It surely does for a server on this
+    # machine, which no request should reach through a proxy: the only fault of proxies that waiting does not end.
     if by_proxy is not None and not by_proxy.waits:
         return by_proxy
     names = {refusal.code, str(status)} if status in PERMANENT_STATUSES else {refusal.code}
