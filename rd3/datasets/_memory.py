@@ -10,7 +10,7 @@ import numpy as np
 
 from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import cache_file, content_hash, read_arrays, read_or_write, write_arrays
-from rd3.datasets._records import Found, Records, with_counts
+from rd3.datasets._records import Found, Records, info_with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.lazy import torch
 
@@ -77,4 +77,4 @@ def _checked(path: Path, info: DatasetInfo, found: Found, parts: Iterable[str]) 
         return None
     labels = {part: arrays[f"{part}_labels"] for part in parts}
     pixels = {part: tensors[part] for part in parts}
-    return MemoryDataset(with_counts(info, found, labels), fingerprint, pixels, labels)
+    return MemoryDataset(info_with_counts(info, found, labels), fingerprint, pixels, labels)

@@ -105,7 +105,7 @@ def file_stamp(path: Path) -> str:
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
+def info_with_counts(info: DatasetInfo, found: Found, labels: dict[str, np.ndarray]) -> DatasetInfo:
     """The info with the counts of ``labels`` and the description of ``found``.
 
     Raises :class:`DataCorrupt` for a class of fewer than two training images.

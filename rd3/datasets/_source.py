@@ -15,7 +15,7 @@ from rd3.datasets._cache import cache_file, replacing
 from rd3.datasets._folder import find_folder, move_up
 from rd3.datasets._memory import open_in_memory
 from rd3.datasets._parquet import find_parquet, shards
-from rd3.datasets._records import Found, counts_text, with_counts
+from rd3.datasets._records import Found, counts_text, info_with_counts
 from rd3.datasets._splits import TrainingOnly
 from rd3.datasets._stream import open_stream
 from rd3.errors import DataCorrupt, DataMissing
@@ -219,7 +219,7 @@ class FileSource(Source):
     def survey(self, roots: Roots) -> Copy:
         found = self.find(roots)
         labels = {part: records.labels for part, records in found.parts().items()}
-        return Copy(found.folder, found.layout, with_counts(self.info, found, labels))
+        return Copy(found.folder, found.layout, info_with_counts(self.info, found, labels))
 
     def stamp(self, roots: Roots, training_only: bool = False) -> list[str]:
         return self.find(roots, training_only).stamp(training_only)

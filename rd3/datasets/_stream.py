@@ -18,7 +18,7 @@ from rd3.datasets._base import Dataset, DatasetInfo, Split
 from rd3.datasets._cache import cache_file, content_hash, read_arrays, read_or_write, replacing
 from rd3.datasets._decode import decode, fit_size, planes
 from rd3.datasets._folder import FolderRecords
-from rd3.datasets._records import Found, Records, with_counts
+from rd3.datasets._records import Found, Records, info_with_counts
 from rd3.datasets._splits import SplitDataset
 from rd3.errors import DataCorrupt
 from rd3.lazy import torch
@@ -144,4 +144,4 @@ def open_stream(info: DatasetInfo, found: Found, home: Path, training_only: bool
         tensors, meta = read_or_write(path, read, write)
         fingerprint = meta["fingerprint"]
         parts = {part: UnpackedRecords(tensors, part, own) for part, own in records.items()}
-    return StreamDataset(with_counts(info, found, labels), fingerprint, parts, labels)
+    return StreamDataset(info_with_counts(info, found, labels), fingerprint, parts, labels)

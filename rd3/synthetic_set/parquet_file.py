@@ -22,7 +22,7 @@ def read_parquet_file(path: Path, classes: int, say: Say) -> ForeignSet:
 
     Columns: ``image`` (struct with the encoded ``bytes``), ``label`` (integers; the names of a ClassLabel are the class
     order), and at most one with ``classes`` floats for each image, under a name for soft labels such as
-    ``soft_labels``.  ``say`` receives the names of what is not read.  Raises :class:`DataMissing`,
+    ``soft_labels``.  ``say`` receives, as a warning, the names of what is not read.  Raises :class:`DataMissing`,
     :class:`DataCorrupt` or :class:`BadValue`.
     """
     require_whole(path)

@@ -1,6 +1,6 @@
 """Periodic upload of unfinished work, so that another machine can resume it when this one is preempted.
 
-The finished blocks of a synthetic set (groups of images), or a teacher's checkpoint, are stored as files of the
+The finished blocks of a synthetic set (groups of images), or the checkpoint of a training, are stored as files of the
 recipe's MLflow run, under ``unfinished/``.  They are transferred like all files of a run, and deleted when the recipe
 is done.
 """

@@ -59,7 +59,8 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
         entries = ledger.find_many(kind, ledger.keys(kind))
         waiting = [entry for entry in entries.values() if entry.recipe.get("format", 1) < FORMAT]
         current = {key: key for key in entries.keys() - {entry.key for entry in waiting}}
-        outcome.keys = current | outcome.keys | former  # a current key may equal a former one of another recipe
+        # bf16 of format 1 is auto now: a bf16 recipe of today has the key of one of then, which old entries mean.
+        outcome.keys = current | outcome.keys | former
         while waiting:  # a set may depend on another set
             ready = [entry for entry in waiting if not _unknown(entry, outcome.keys)]
             if not ready:
@@ -75,7 +76,7 @@ def upgrade_entries(ledger: Ledger, parents: Mapping[Key, Key]) -> Outcome:
 
 
 def _unknown(entry: Entry, keys: Mapping[Key, Key]) -> list[tuple[str, Key]]:
-    """Parents (kind, key) of which it is not known whether they have another key now."""
+    """Parents (kind, key as the entry states it) of which it is not known whether they have another key now."""
     return [(kind, key) for kind, key in read_recipe(entry.recipe).parents() if key not in keys]
 
 
@@ -99,7 +100,9 @@ def remove_former(ledger: Ledger) -> int:
     removed = 0
     for kind in KINDS:
         for old, new in ledger.former_keys(kind).items():
-            if ledger.find(kind, new) is not None and ledger.find(kind, old) is not None:
+            entry = ledger.find(kind, old)
+            # An entry of today may have the key of an old one.
+            if entry is not None and entry.recipe.get("format", 1) < FORMAT and ledger.find(kind, new) is not None:
                 ledger.forget(kind, old)
                 removed += 1
     return removed

@@ -90,7 +90,8 @@ def _settings(scores: Iterable[Score]) -> list[_Setting]:
 
 def _changed(score: Score) -> dict[str, Any]:
     """The changed settings of the evaluation, without those that distinguish the kinds of cells."""
-    changed = {**split_overrides(score.method, score.overrides)[1], **score.varied}
+    _of_method, of_evaluation = split_overrides(score.method, score.overrides)
+    changed = {**of_evaluation, **score.varied}
     if not _augmented(score):
         del changed["augmentation"]
     if score.labels == "hard":  # the loss follows from the labels
