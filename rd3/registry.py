@@ -83,7 +83,7 @@ class Registry(Generic[T]):
             if known is not None and _origin(known) != _origin(thing):
                 raise RD3Error(
                     f"{self.kind} {name!r} is registered twice, by {known!r} and {thing!r}.",
-                    "give one of them another name",
+                    "give one of them another name, or use the one that is installed, by its name alone",
                 )
             if known is not None and known is not thing:
                 self._warn_of_other_code(name, known, thing)
