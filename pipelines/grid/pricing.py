@@ -56,7 +56,7 @@ def _named(objects: ObjectStore, name: str) -> Pricing:
             f"{'choose one of these, or ' if known else ''}run `rd3 calibrate` on that machine with this ledger",
         )
     torch = torch_version()
-    chosen = next((one for one in found if one.torch == torch), found[0])
+    chosen = next((one for one in found if one.torch == torch), found[0])  # else the newest
     here = next((one for one in (hardware("cpu"), hardware()) if one.name == chosen.device), None)
     elsewhere = "" if here else ", which this machine does not have"
     other = "" if chosen.torch == torch else f"; torch here is {torch}"

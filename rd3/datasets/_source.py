@@ -39,6 +39,7 @@ class Copy(NamedTuple):
     """A copy of a dataset that was found and checked, without decoding images."""
 
     folder: Path | None
+    """None: the data come with a package."""
     layout: str
     info: DatasetInfo
     """Description with the counts that were found."""

@@ -71,7 +71,7 @@ def train_pack(
 
 
 class _Group:
-    """Students that share views."""
+    """Students that share views: set, teachers and how these run, augmentation and precision are equal."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class _Group:
             return copies[key]
 
         own = first.soft_labels if first.recipe.protocol.own_labels else None
-        once = None if own is None else OwnLabels(own, device)
+        per_image = None if own is None else OwnLabels(own, device)
         self._views = LabelledViews(
-            images, labels, first.teachers, first.recipe, precision, once, first.cached_logits, frozen_copy
+            images, labels, first.teachers, first.recipe, precision, per_image, first.cached_logits, frozen_copy
         )
         if self._views.cached_logits is None or not self._views.cached_logits.reading:
             for teacher in first.teachers:
@@ -128,12 +128,12 @@ class _Group:
         self._queued = []  # may be freed now
         if self._last:
             self._for_each(lambda _number, student: student.end_epoch())
-        batch = next(self._batches, None) if self._students else None
-        if batch is None:
+        labelled = next(self._batches, None) if self._students else None
+        if labelled is None:
             self._for_each(lambda number, student: self._outcomes.update({number: student.result()}))
             return False
-        self._last = batch.batch.last
-        self._queued = [batch.under(student.recipe.protocol) for student in self._students.values()]
+        self._last = labelled.batch.last
+        self._queued = [labelled.with_labels_of(student.recipe.protocol) for student in self._students.values()]
         for student, own in zip(self._students.values(), self._queued, strict=True):
             student.step(own)
         return True

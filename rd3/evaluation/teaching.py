@@ -170,7 +170,7 @@ class LabelledBatch(NamedTuple):
     """(B, C) float32 of each teacher; none with ``once``, or without teachers."""
     once: OnceLabels | None = None
 
-    def under(self, protocol: EvalProtocol) -> Batch:
+    def with_labels_of(self, protocol: EvalProtocol) -> Batch:
         """The batch with soft labels, combined and stored as the protocol specifies; unchanged for hard labels."""
         if self.once is not None:
             logits = self.once.of(self.batch, protocol)

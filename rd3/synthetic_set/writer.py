@@ -77,7 +77,7 @@ class SetWriter:
         """Copy missing blocks from a larger set, whose blocks begin with them; returns all finished indices.
 
         The full time of a block is kept, as images that are not copied took no extra time or were generated
-        together with the others.
+        together with the others.  Generated sets have no soft labels, so none are copied.
         """
         theirs = {block.index: block for block in its_blocks}
         for index in set(self.blocks) - self.done():
@@ -144,7 +144,10 @@ class SetWriter:
     def finish(
         self, *, device: str | None = None, threads: int | None = None, shared_machine: bool | None = None
     ) -> Manifest:
-        """Write the manifest; raises :class:`BadValue` unless every block is finished."""
+        """Write the manifest; raises :class:`BadValue` unless every block is finished.
+
+        ``shared_machine``: whether other work ran on the machine at the same time; None: unknown.
+        """
         missing = sorted(set(self.blocks) - self.done())
         if missing:
             raise BadValue(f"Set {self.recipe.key[:8]}: {len(missing)} blocks are missing, the first is {missing[0]}.")

@@ -54,7 +54,7 @@ def teachers() -> list[torch.nn.Module]:
 def batches(chosen: EvalProtocol, teachers, images: torch.Tensor = IMAGES) -> list[Batch]:
     labels = torch.arange(len(images)) % CLASSES
     labelled = teaching.LabelledViews(images, labels, teachers, evaluation(chosen), "fp32")
-    return [each.under(chosen) for each in labelled]
+    return [each.with_labels_of(chosen) for each in labelled]
 
 
 def same_views(one: Batch, other: Batch) -> bool:

@@ -161,7 +161,7 @@ def test_mixed_images_have_mixed_probabilities(kind):
     own = OwnLabels(SoftLabels(LOGITS if kind == "logits" else P, kind), CPU)
     tempered, mixed = (LOGITS / 3).softmax(1), 0
     for each in teaching.LabelledViews(IMAGES, LABELS, [], chosen, "fp32", own):
-        batch = each.under(chosen.protocol)
+        batch = each.with_labels_of(chosen.protocol)
         found, lam = (batch.targets.teacher_logits / 3).softmax(1), batch.targets.lam
         torch.testing.assert_close(found, lam * tempered[batch.rows] + (1 - lam) * tempered[batch.rows_mixed])
         mixed += int((batch.rows != batch.rows_mixed).sum())

@@ -553,7 +553,7 @@ def test_teachers_on_batch_statistics():
     one = recipe(teacher_mode="batch")
     teacher = teaching.frozen(Oracle(), "batch", "fp32", torch.device("cpu"))
     for answered in teaching.LabelledViews(IMAGES, LABELS, [teacher], one, "fp32"):
-        batch = answered.under(one.protocol)
+        batch = answered.with_labels_of(one.protocol)
         pixels = batch.images
         centred = pixels - pixels.mean((0, 2, 3), keepdim=True)
         expected = 20 * (centred / (pixels.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()).mean((2, 3))

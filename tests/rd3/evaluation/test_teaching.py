@@ -34,7 +34,7 @@ def test_how_many_images_are_answered_at_once_changes_no_bit(network, monkeypatc
     for ahead in (1, 256, 1024):
         monkeypatch.setitem(teaching.AHEAD, "cpu", ahead)
         labelled = teaching.LabelledViews(IMAGES, torch.arange(80) % 10, [teacher], evaluation(), "fp32")
-        found.append([answered.under(evaluation().protocol).targets.teacher_logits for answered in labelled])
+        found.append([answered.with_labels_of(evaluation().protocol).targets.teacher_logits for answered in labelled])
     first, *others = found
     assert len(first) == 14 * 5
     for other in others:
