@@ -141,7 +141,7 @@ def differences(one: EvalProtocol, other: EvalProtocol) -> dict[str, tuple[str, 
         values = one.value(name), other.value(name)
         if values[0] == values[1] or (name in ("loss", "augmentation") and _names(values[0]) == _names(values[1])):
             continue
-        # A name without a dot that is no field is a setting of losses; None: this protocol has no such setting.
+        # Names without a dot are fields or settings of losses; a value is None where the protocol lacks the setting.
         other_loss = "." not in name and one.loss.name != other.loss.name
         if name in type(one).model_fields or not (None in values or other_loss):
             found[name] = plain_text(values[0]), plain_text(values[1])

@@ -167,6 +167,6 @@ def _reasons(root: Path, image_folders: set[str], read: Collection[str]) -> Iter
 
 
 def _belongs(root: Path, folder: str, name: str, image_folders: set[str]) -> bool:
-    """Whether a folder in ``folder`` is one of ``image_folders``, leads to one, or is no link to somewhere else."""
+    """False for a symbolic link in ``folder`` unless one of ``image_folders`` is this link or lies below it."""
     within = os.path.relpath(Path(folder, name), root)
     return not Path(folder, name).is_symlink() or any(f"{one}/".startswith(f"{within}/") for one in image_folders)

@@ -12,14 +12,16 @@ from pipelines.grid.queue import Demand, RecipeQueue, least_wall_s, simulated_wa
 ONE = dict.fromkeys(("teacher", "set", "evaluation"), Demand(1.0))
 
 
-def queue_of(seconds: dict[str, float], after: dict[str, str], told: bool = True, **options: object) -> RecipeQueue:
+def queue_of(
+    seconds: dict[str, float], after: dict[str, str], known_costs: bool = True, **options: object
+) -> RecipeQueue:
     """``s...`` are sets, ``e...`` evaluations; ``after`` names a parent."""
     kinds = {"t": "teacher", "s": "set", "e": "evaluation"}
     recipes = {
         key: Stub(kinds[key[0]], key, *([(kinds[after[key][0]], after[key])] if key in after else ()))
         for key in seconds
     }
-    return RecipeQueue(recipes, demands=ONE, costs_s=seconds if told else None, **options)
+    return RecipeQueue(recipes, demands=ONE, costs_s=seconds if known_costs else None, **options)
 
 
 def test_one_device_takes_all_and_many_take_the_longest_chain():
@@ -33,7 +35,7 @@ def test_one_device_takes_all_and_many_take_the_longest_chain():
 def test_a_long_path_is_not_left_over_at_the_end():
     seconds = {f"s{n}": 1.0 for n in range(20)} | {"s_long": 10.0, "e_long": 5.0}
     after = {"e_long": "s_long"}
-    assert simulated_wall_s(queue_of(seconds, after, told=False), seconds, 2) > 20
+    assert simulated_wall_s(queue_of(seconds, after, known_costs=False), seconds, 2) > 20
     assert simulated_wall_s(queue_of(seconds, after), seconds, 2) == 17.5 + 0.5
 
 
